@@ -1,0 +1,142 @@
+"""The hot loop of the GLA chapter beside its peers: time, its growth with the length, and decoding.
+
+Cost model, forward, a step and head: 4KV + C(K + V) operations in chunks of C = 64, against T(K + V) for causal
+attention; the backward costs 2.5 times that, ours one recomputation more. The peers are the definition in a Python
+loop over time (also with its step compiled), PyTorch's causal scaled_dot_product_attention, and, where it is
+installed, the recurrence that flash-linear-attention runs without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, scaled_dot_product_attention
+
+from gated.kernels.gla import chunk_gla, fused_recurrent_gla, naive_recurrent_gla
+from gated.lab import bench
+
+HEADS, CHANNELS = 4, 64
+
+
+def inputs(batch: int, time: int, gradients: bool) -> list[Tensor]:
+    gen = torch.Generator().manual_seed(0)
+    q, k, v, z = (torch.randn(batch, time, HEADS, CHANNELS, generator=gen) for _ in range(4))
+    return [y.requires_grad_(gradients) for y in (q, k, v, logsigmoid(z) / 16)]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    return scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=True)
+
+
+def chunked(*qkvg: Tensor) -> Tensor:
+    return chunk_gla(*qkvg)[0]
+
+
+def recurrence(*qkvg: Tensor) -> Tensor:
+    return naive_recurrent_gla(*qkvg)[0]
+
+
+def compiled_recurrence() -> Callable[..., Tensor]:
+    @torch.compile
+    def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        state = g.exp().unsqueeze(-1) * state + k.unsqueeze(-1) * v.unsqueeze(-2)
+        return state, CHANNELS**-0.5 * (q.unsqueeze(-2) @ state).squeeze(-2)
+
+    def run(*qkvg: Tensor) -> Tensor:
+        state, outputs = qkvg[0].new_zeros(len(qkvg[0]), HEADS, CHANNELS, CHANNELS), []
+        for qkvg_t in zip(*(y.unbind(1) for y in qkvg), strict=True):
+            state, o = step(state, *qkvg_t)
+            outputs.append(o)
+        return torch.stack(outputs, 1)
+
+    return run
+
+
+def reference_of_fla() -> dict[str, Callable[..., Tensor]]:
+    try:
+        from fla.ops.gla.naive import naive_recurrent_gla as theirs
+    except ImportError:
+        return {}
+    return {"flash-linear-attention, its recurrence without a GPU": lambda *qkvg: theirs(*qkvg)[0]}
+
+
+def once(form: Callable[..., Tensor], qkvg: list[Tensor], gradients: bool) -> Tensor | tuple[Tensor, ...]:
+    if not gradients:
+        with torch.no_grad():
+            return form(*qkvg)
+    wanted = qkvg[:3] if form is attention else qkvg
+    return torch.autograd.grad(form(*qkvg).sum(), wanted)
+
+
+def races(report: bench.Report, quick: bool) -> None:
+    attentions = {"causal scaled_dot_product_attention": attention}
+    loops = {"step-by-step recurrence": recurrence} | reference_of_fla()
+    if not quick:
+        loops["step-by-step recurrence, step compiled"] = compiled_recurrence()
+    for gradients in (False, True):
+        case = "forward and backward" if gradients else "forward"
+        settings = [(1, time, attentions) for time in ((1024, 2048, 4096) if quick else (512, 1024, 2048, 4096, 8192))]
+        settings += [(1, 2048, loops)] + ([] if quick else [(4, 2048, attentions | loops)])
+        for batch, time, peers in settings:
+            qkvg = inputs(batch, time, gradients)
+            forms = {"chunk_gla": chunked} | peers
+            cases = {name: partial(once, form, qkvg, gradients) for name, form in forms.items()}
+            for threads in (1, 2):
+                rounds = 6 if quick or peers is not attentions else 12
+                result = bench.race(cases, rounds=rounds, warmup=1, threads=threads)
+                report.race(case, {"B": batch, "T": time, "H": HEADS, "K": CHANNELS, "V": CHANNELS}, result)
+
+
+def gate_regimes(report: bench.Report) -> None:
+    """What strongly closed gates cost: the leaves of a chunk shrink until their decay fits."""
+    qkvg = inputs(1, 2048, True)
+    z = torch.randn(qkvg[0].shape, generator=torch.Generator().manual_seed(1))
+    closed = {"temperature 1": logsigmoid(z), "uniform in (-20, 0)": -20 * torch.sigmoid(z)}
+    for gradients in (False, True):
+        cases = {"chunk_gla": partial(once, chunked, qkvg, gradients)}
+        for name, g in closed.items():
+            cases[f"the same with gates {name}"] = partial(once, chunked, [*qkvg[:3], g.requires_grad_()], gradients)
+        result = bench.race(cases, rounds=10, threads=1)
+        report.race("forward and backward" if gradients else "forward", {"B": 1, "T": 2048, "H": HEADS}, result)
+
+
+def growth(report: bench.Report, quick: bool) -> None:
+    times = [1024 * 2**i for i in range(4 if quick else 6)]
+    for gradients in (False, True):
+        for threads in (1, 2):
+            # One race over all lengths: a slow minute of the machine then falls on all of them alike.
+            cases = {str(time): partial(once, chunked, inputs(1, time, gradients), gradients) for time in times}
+            result = bench.race(cases, rounds=6 if quick else 9, warmup=1, threads=threads)
+            case = "chunk_gla, forward and backward" if gradients else "chunk_gla, forward"
+            report.scaling(case, times, [result.ms[str(time)].min() for time in times], threads=threads)
+
+
+def decoding(report: bench.Report) -> None:
+    """One more token after a context of any length: the state is all that there is."""
+    contexts = [1024, 4096, 16384]
+    cases: dict[str, Callable[[], object]] = {}
+    for time in contexts:
+        with torch.no_grad():
+            _, state = chunk_gla(*inputs(1, time, False), output_final_state=True)
+            qkvg = [y[:, -1:].clone() for y in inputs(1, time, False)]
+        cases[str(time)] = partial(decode, qkvg, state)
+    result = bench.race(cases, rounds=15, threads=1)
+    report.scaling("fused_recurrent_gla, one token after T", contexts, [result.median(str(t)) for t in contexts])
+
+
+def decode(qkvg: list[Tensor], state: Tensor) -> object:
+    with torch.no_grad():
+        return fused_recurrent_gla(*qkvg, initial_state=state, output_final_state=True)
+
+
+def rows(quick: bool = False) -> list[dict]:
+    """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
+    report = bench.Report("gla")
+    races(report, quick)
+    gate_regimes(report)
+    growth(report, quick)
+    decoding(report)
+    return report.rows

@@ -1,0 +1,97 @@
+"""What the gates check before they compute. Each message names the argument, what came, and what would do."""
+
+import math
+from numbers import Real
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Temperature = float | int | Float[Tensor, ""] | Float[Tensor, "*batch"]
+"""A number, a scalar tensor (one to learn), or one value per row: the logits' shape less its last axis."""
+
+
+def holds_anywhere(condition: Tensor) -> bool:
+    """Whether `condition` is true somewhere; False where values cannot be read (compilation, vmap)."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(condition.any())
+    except RuntimeError:
+        return False
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
+        given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be a floating-point tensor; got {given}")
+
+
+def check_rows(name: str, tensor: Tensor, *, allow_bool: bool = False) -> None:
+    if not (allow_bool and isinstance(tensor, Tensor) and tensor.dtype == torch.bool):
+        check_float(name, tensor)
+    if tensor.ndim == 0 or tensor.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape (*batch, gates), gates >= 1; got {tuple(tensor.shape)}")
+
+
+def check_logits(logits: Tensor, check_finite: bool) -> None:
+    """For gates that compete in a row: -inf shuts a gate, +inf has no meaning, one gate must stay open."""
+    check_rows("logits", logits)
+    if not check_finite:
+        return
+    if holds_anywhere(logits.isnan() | logits.isposinf()):
+        raise ValueError("logits must hold neither NaN nor +inf (-inf shuts a gate); got some")
+    if holds_anywhere(logits.isneginf().all(-1)):
+        raise ValueError("logits must leave a gate open in each row; got a row of -inf only")
+
+
+def check_binary_logits(name: str, logits: Tensor, check_finite: bool) -> None:
+    """For gates that stand alone: any shape; -inf is shut, +inf is open."""
+    check_float(name, logits)
+    if check_finite and holds_anywhere(logits.isnan()):
+        raise ValueError(f"{name} must hold no NaN (-inf shuts a gate, +inf opens it); got some")
+
+
+def check_positive(name: str, value: float | int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive finite number; got {value!r}")
+
+
+def check_temperature(temperature: float | int | Tensor, logits: Tensor) -> None:
+    if not isinstance(temperature, Tensor):
+        return check_positive("temperature", temperature)
+    check_float("temperature", temperature)
+    if temperature.ndim and temperature.shape != logits.shape[:-1]:
+        raise ValueError(
+            "temperature must be a number, a scalar tensor or one value per row, shape "
+            f"{tuple(logits.shape[:-1])}; got shape {tuple(temperature.shape)}"
+        )
+    if holds_anywhere(~((temperature > 0) & temperature.isfinite())):
+        raise ValueError(f"temperature must be positive and finite everywhere; got {temperature}")
+
+
+def check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+
+
+def check_k(k: int, gates: int) -> None:
+    check_count("k", k)
+    if k > gates:
+        raise ValueError(f"k must be at most the number of gates, {gates}; got {k!r}")
+
+
+def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape of {other_name}, {tuple(other.shape)}; got {tuple(tensor.shape)}"
+        )
+
+
+def check_noise_std(noise_std: float | int | Tensor, logits: Tensor) -> None:
+    if not isinstance(noise_std, Tensor):
+        return check_positive("noise_std", noise_std)
+    check_float("noise_std", noise_std)
+    check_same_shape("noise_std", noise_std, "logits", logits)
+    if holds_anywhere(~((noise_std > 0) & noise_std.isfinite())):
+        raise ValueError("noise_std must be positive and finite everywhere; got values that are not")

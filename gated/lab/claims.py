@@ -1,0 +1,458 @@
+"""The claims ledger: what a paper claims, what would refute it, what we measured, and a computed verdict.
+
+    ledger = Ledger("gla")
+    gap = paired_interval(gla_nats, fixed_decay_nats)
+    ledger.claim(
+        id="C1", claim="Data-dependent decay models text better than a fixed one.",
+        refuted_if="The paired difference in nats a byte is not below zero.",
+        measured=mean(gla_nats) - mean(fixed_decay_nats), unit="nats/byte", interval=gap, seeds=5,
+        verdict=decide(gap, better="below", than=0.0), source="stored", why="...")
+    ledger
+
+A verdict can only come from `decide`, `holds_if`, `not_decidable` or `all_of`: it is computed from the
+numbers, never typed in. Long runs are made once by `stored` and kept with what made them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from gated.lab.style import Shown, Table, interval_text
+
+MIME = "application/vnd.gated.claims+json"
+FEW = 20  # below this many values an interval of the mean comes from Student's t, not from a bootstrap
+Interval = tuple[float, float]
+Number = float | int
+
+
+class Verdict(Enum):
+    """What the numbers say. Made by `decide`, `holds_if`, `not_decidable` and `all_of`."""
+
+    HOLDS = "holds here"
+    FAILS = "fails here"
+    UNDECIDED = "not decidable at this scale"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_SIGN = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNDECIDED: "?"}
+
+
+def decide(
+    interval: Sequence[Number], *, better: Literal["below", "above", "within"], than: Any = 0.0
+) -> Verdict:
+    """Decides a claim about a quantity that is known up to an `interval` (low, high).
+
+    The claim is "the quantity lies below `than`", "above `than`", or "within `than` = (a, b)". It *holds*
+    when the whole interval lies on the claimed side, *fails* when the whole interval lies on the other
+    side, and is *not decidable* when the interval holds points of both. One bound may be infinite.
+    """
+    low, high = _interval("interval", interval)
+    if better in ("below", "above"):
+        than = float(than)
+        if math.isnan(than):
+            raise ValueError("than must be a number, got nan")
+        holds, fails = (high < than, low > than) if better == "below" else (low > than, high < than)
+    elif better == "within":
+        a, b = _interval("than", than)
+        holds, fails = a <= low and high <= b, high < a or low > b
+    else:
+        raise ValueError(f"better must be 'below', 'above' or 'within', got {better!r}")
+    return Verdict.HOLDS if holds else Verdict.FAILS if fails else Verdict.UNDECIDED
+
+
+def holds_if(condition: Any) -> Verdict:
+    """For a statement that needs no interval (an identity, a bound that was checked): holds or fails."""
+    return Verdict.HOLDS if bool(condition) else Verdict.FAILS
+
+
+def not_decidable() -> Verdict:
+    """For a claim that no run at this scale can touch (say so in the row's `why`)."""
+    return Verdict.UNDECIDED
+
+
+def all_of(*verdicts: Verdict) -> Verdict:
+    """A claim of several parts holds if each part holds and fails if one fails; else it is not decidable."""
+    if not verdicts:
+        raise ValueError("all_of needs at least one verdict, got none")
+    if Verdict.FAILS in verdicts:
+        return Verdict.FAILS
+    return Verdict.HOLDS if set(verdicts) == {Verdict.HOLDS} else Verdict.UNDECIDED
+
+
+def t_interval(x: Any, level: float = 0.95) -> Interval:
+    """Student's interval of the mean: mean ± t_{n-1} s/√n. Exact for normal values, fair for a few seeds."""
+    x = _sample("x", x, 2, level)
+    half = stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return float(x.mean() - half), float(x.mean() + half)
+
+
+def bootstrap_interval(
+    x: Any, level: float = 0.95, seed: int = 0, *, statistic: Callable = np.mean, resamples: int = 4000
+) -> Interval:
+    """Percentile bootstrap interval of `statistic(x, axis)`, by default the mean, from at least 20 values.
+
+    With n values the bootstrap knows a spread of only √((n-1)/n) s and no t-factor: at n = 3 or 5 a "95 %"
+    interval covers about 75 or 85 % of the time. So fewer than 20 values are refused here; `mean_interval`
+    serves them.
+    """
+    x = _sample("x", x, FEW, level)
+    found = stats.bootstrap(
+        (x,),
+        statistic,
+        confidence_level=level,
+        n_resamples=resamples,
+        method="percentile",
+        vectorized=True,
+        batch=max(1, 1_000_000 // len(x)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def mean_interval(x: Any, level: float = 0.95, seed: int = 0) -> Interval:
+    """Interval of the mean: `t_interval` below 20 values (seeds), else `bootstrap_interval` (examples)."""
+    x = _sample("x", x, 2, level)
+    return t_interval(x, level) if len(x) < FEW else bootstrap_interval(x, level, seed)
+
+
+def paired_interval(a: Any, b: Any, level: float = 0.95, seed: int = 0) -> Interval:
+    """`mean_interval` of the differences a - b, where a[i] and b[i] share their seed (or example).
+
+    Pairing removes what both arms share (data order, luck of the split), so it decides with fewer seeds.
+    """
+    a, b = _sample("a", a, 2, level), _sample("b", b, 2, level)
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must be paired: got {len(a)} and {len(b)} values")
+    return mean_interval(a - b, level, seed)
+
+
+def prediction_interval(x: Any, future: int = 1, level: float = 0.99) -> Interval:
+    """Where the mean of `future` further runs should fall: mean ± t_{n-1} s √(1/n + 1/future)."""
+    x = _sample("x", x, 2, level)
+    if future < 1:
+        raise ValueError(f"future must be at least 1 run, got {future}")
+    half = stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) * math.sqrt(1 / len(x) + 1 / future)
+    return float(x.mean() - half), float(x.mean() + half)
+
+
+def agree(live: Number, interval: Sequence[Number]) -> None:
+    """Asserts that a live figure lies in the stored one's interval (most often a `prediction_interval`)."""
+    low, high = _interval("interval", interval)
+    if not low <= live <= high:
+        raise AssertionError(
+            f"the live run gave {live:.6g}, outside the stored interval [{low:.6g}, {high:.6g}]"
+        )
+
+
+class Row(NamedTuple):
+    """One claim. `interval` is None for an exact statement; `source` says whether it is live or stored."""
+
+    chapter: str
+    id: str
+    claim: str
+    refuted_if: str
+    measured: Number | str
+    unit: str
+    interval: Interval | None
+    seeds: int
+    verdict: Verdict
+    source: str
+    why: str
+
+    def data(self) -> dict[str, Any]:
+        """The row of `build/claims.json`; numbers are kept to six significant digits."""
+        interval = None if self.interval is None else [_six(x) for x in self.interval]
+        measured = self.measured if isinstance(self.measured, str) else _six(self.measured)
+        return self._asdict() | {"measured": measured, "interval": interval, "verdict": str(self.verdict)}
+
+
+class Ledger(Shown):
+    """The claims of one chapter: add rows with `claim`, and let a cell end with the ledger to show it."""
+
+    def __init__(self, chapter: str) -> None:
+        if not chapter.isidentifier():
+            raise ValueError(f"chapter must be the chapter's name, such as 'gla', got {chapter!r}")
+        self.chapter = chapter
+        self.rows: list[Row] = []
+
+    def claim(
+        self,
+        id: str,
+        claim: str,
+        refuted_if: str,
+        *,
+        measured: Number | str,
+        verdict: Verdict,
+        why: str,
+        interval: Sequence[Number] | None = None,
+        seeds: int = 1,
+        source: str = "live",
+        unit: str = "",
+    ) -> Verdict:
+        """Adds a row and returns its verdict.
+
+        - `claim`: the paper's claim in our words; `refuted_if`: what would refute it.
+        - `measured`: the number (with `unit`), or a short text; `interval`: its (low, high); `seeds`: runs
+          behind it.
+        - `verdict`: from `decide`, `holds_if`, `not_decidable` or `all_of`.
+        - `source`: "live" (this run of the page) or "stored" (see `stored`).
+        - `why`: what explains the result, or limits it.
+
+        Raises `ValueError` that names the argument.
+        """
+        for name, text in {"id": id, "claim": claim, "refuted_if": refuted_if, "why": why}.items():
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{name} must be a text that is not empty, got {text!r}")
+        if any(row.id == id for row in self.rows):
+            raise ValueError(f"id {id!r} stands in this ledger already; give each claim its own")
+        if not isinstance(verdict, Verdict):
+            raise ValueError(
+                f"verdict must be computed by decide, holds_if, not_decidable or all_of, got {verdict!r}"
+            )
+        if source not in ("live", "stored"):
+            raise ValueError(f"source must be 'live' or 'stored', got {source!r}")
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        if not isinstance(measured, str):
+            measured = float(measured)
+            if not math.isfinite(measured):
+                raise ValueError(f"measured must be finite (or a text), got {measured}")
+        if interval is not None:
+            interval = _interval("interval", interval)
+        row = Row(
+            self.chapter, id, claim, refuted_if, measured, unit, interval, int(seeds), verdict, source, why
+        )
+        self.rows.append(row)
+        return verdict
+
+    def verdicts(self) -> dict[str, str]:
+        """The verdict of each claim by id, for checked cells: verdicts move less than numbers."""
+        return {row.id: str(row.verdict) for row in self.rows}
+
+    def __str__(self) -> str:
+        rows = [(f"{row.id}.", str(row.verdict), _value(row), _runs(row), row.claim) for row in self.rows]
+        return str(Table(("", "Verdict", "Measured", "Seeds", "Claim"), rows))
+
+    def table(self) -> Table:
+        return Table(
+            ("Claim", "Measured", "Verdict"),
+            [_cells(row) for row in self.rows],
+            mime={MIME: {"rows": [row.data() for row in self.rows]}},
+        )
+
+
+def _value(row: Row) -> str:
+    number = row.measured if isinstance(row.measured, str) else f"{row.measured:.3g} {row.unit}".strip()
+    return f"{number} {interval_text(row.interval)}".strip()
+
+
+def _runs(row: Row) -> str:
+    return f"{row.seeds} seed{'s' * (row.seeds != 1)}, {row.source}"
+
+
+def _cells(row: Row) -> list[tuple[str, str]]:
+    claim = (f"{row.id}. {row.claim}", f"Refuted if: {row.refuted_if}")
+    return [claim, (_value(row), _runs(row)), (f"{_SIGN[row.verdict]} {row.verdict}", row.why)]
+
+
+def collect(notebooks: Iterable[str | Path], mime: str = MIME) -> list[dict[str, Any]]:
+    """The rows that executed notebooks carry in their outputs, in order: what `make claims` writes.
+
+    Raises `ValueError` when two different rows of a chapter share an id.
+    """
+    found: list[dict[str, Any]] = []
+    for path in map(Path, notebooks):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        bundles = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+        for row in (row for bundle in bundles for row in bundle.get(mime, {}).get("rows", [])):
+            twin = next((old for old in found if "id" in row and _key(old) == _key(row)), None)
+            if twin is None:
+                found.append(row)
+            elif twin != row:
+                raise ValueError(
+                    f"{path.name}: claim {row['id']!r} of {row['chapter']!r} is shown twice and differs"
+                )
+    return found
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row.get("chapter"), row.get("id")
+
+
+# Stored results ---------------------------------------------------------------------------------------------
+
+
+class Provenance(NamedTuple):
+    """What made a stored result. As text it is the line that a notebook prints beside the figure."""
+
+    arguments: dict[str, Any]
+    command: str
+    duration_s: float
+    machine: str
+    seeds: Any
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        made = f"seeds {self.seeds}; {self.duration_s:.0f} s on {self.machine}; {versions}"
+        return f"stored; {self.command}; {made}"
+
+    __repr__ = __str__
+
+
+def stored(
+    chapter: str, name: str, fn: Callable[..., Any], live: Mapping[str, Any], full: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Runs `fn(**live)` now and returns its result beside the stored result of `fn(**full)`.
+
+    The stored one is read from `book/_results/<chapter>.json` (in a wheel: `gated/lab/_results`). With the
+    environment variable GATED_FULL=1, which `make results-<chapter>` sets, `fn(**full)` is run and written
+    there, with its arguments, command, seeds, versions, duration and machine. `fn` returns what JSON can
+    hold; tensors and arrays become lists. Both results come back in JSON's types.
+
+    Raises `ValueError` when nothing is stored under this name, or when it was stored with other arguments
+    than `full`.
+    """
+    if os.environ.get("GATED_FULL", "") not in ("", "0"):
+        _write(chapter, name, fn, full)
+    entry = _entry(chapter, name)
+    if entry["arguments"] != _plain(full):
+        raise ValueError(
+            f"full differs from what made the stored {name!r} of {chapter!r}: got {_plain(full)}, stored "
+            f"{entry['arguments']}; run `make results-{chapter}`"
+        )
+    return _plain(fn(**live)), entry["value"]
+
+
+def provenance(chapter: str, name: str) -> Provenance:
+    """What made the stored result `name` of `chapter`."""
+    entry = _entry(chapter, name)
+    return Provenance(**{field: entry[field] for field in Provenance._fields})
+
+
+def machine() -> str:
+    """The processor's model and the number of cores (and the GPU's name), without anything private."""
+    import torch
+
+    cpu = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    elif sys.platform == "darwin":
+        cpu = platform.processor() or cpu
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cpu}, {os.cpu_count()} cores{gpu}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers may depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("gated", "torch", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _folders() -> list[Path]:
+    """Where stored results may lie: the checkout's `book/_results` first, then the wheel's copy."""
+    package = Path(__file__).resolve().parent
+    book = package.parents[1] / "book"
+    return [*([book / "_results"] if book.is_dir() else []), package / "_results"]
+
+
+def _read(folder: Path, chapter: str) -> dict[str, Any]:
+    path = folder / f"{chapter}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _entry(chapter: str, name: str) -> dict[str, Any]:
+    for folder in _folders():
+        if name in (entries := _read(folder, chapter)):
+            return entries[name]
+    raise ValueError(
+        f"name {name!r}: chapter {chapter!r} has no such stored result; run `make results-{chapter}`"
+    )
+
+
+def _write(chapter: str, name: str, fn: Callable[..., Any], full: Mapping[str, Any]) -> None:
+    folder = _folders()[0]
+    if folder.parent.name != "book":
+        raise ValueError("GATED_FULL=1 writes to the repository's book/_results: run it in a checkout")
+    start = time.perf_counter()
+    value = _plain(fn(**full))
+    entry = {
+        "arguments": _plain(full),
+        "command": f"make results-{chapter}",
+        "duration_s": round(time.perf_counter() - start, 1),
+        "machine": machine(),
+        "seeds": _plain(full.get("seeds", full.get("seed"))),
+        "versions": versions(),
+        "value": value,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = _read(folder, chapter) | {name: entry}
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(json.dumps(entries, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(file.name, folder / f"{chapter}.json")  # an interrupted run leaves the old file whole
+
+
+def _plain(value: Any) -> Any:
+    """In JSON's types, as a round trip through a file would give it."""
+
+    def convert(x: Any) -> Any:
+        if hasattr(x, "tolist"):
+            return x.tolist()
+        if hasattr(x, "_asdict") or isinstance(x, Mapping):
+            return dict(x._asdict() if hasattr(x, "_asdict") else x)
+        raise ValueError(
+            f"results and arguments must be numbers, texts, lists, dicts or tensors, got {type(x)}"
+        )
+
+    return json.loads(json.dumps(value, default=convert))
+
+
+# Checks -----------------------------------------------------------------------------------------------------
+
+
+def _interval(name: str, interval: Sequence[Number]) -> Interval:
+    try:
+        low, high = (float(x) for x in interval)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (low, high), got {interval!r}") from None
+    if not low <= high:
+        raise ValueError(f"{name} must have low <= high, got ({low}, {high})")
+    return low, high
+
+
+def _sample(name: str, x: Any, least: int, level: float) -> np.ndarray:
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 1 or len(x) < least:
+        raise ValueError(f"{name} must be one-dimensional with at least {least} values, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got {x[~np.isfinite(x)][0]}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    return x
+
+
+def _six(x: float) -> float:
+    return float(f"{x:.6g}") + 0.0

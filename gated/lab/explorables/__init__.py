@@ -1,0 +1,12 @@
+"""Interactive figures that work in the built page with no kernel and no network, and in a live kernel as widgets.
+
+Each figure is a pair: ``<name>.py`` draws the picture and computes its numbers with the library,
+``<name>.js`` moves the picture under the reader's hands and computes the same numbers. The two are tested
+equal in a real browser.
+"""
+
+from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_exponent
+from gated.lab.explorables.explorable import Explorable
+from gated.lab.explorables.gates import GateExplorable
+
+__all__ = ["DecayExplorable", "Explorable", "GateExplorable", "decay_matrix", "max_exponent"]

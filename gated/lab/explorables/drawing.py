@@ -1,0 +1,112 @@
+"""The few marks that the figures are drawn with: SVG and MathML as strings of the same bytes each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+Number = int | float
+_MUTED = {"fill_opacity": "0.72"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A number-to-pixel map: ``low`` and ``high`` lie at ``start`` and ``stop``; values outside are clipped."""
+
+    low: Number
+    high: Number
+    start: Number
+    stop: Number
+
+    def __call__(self, value: Number) -> float:
+        share = (float(min(self.high, max(self.low, value))) - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def data(self) -> dict[str, object]:
+        """The map as attributes, for the JavaScript that moves what was drawn with it."""
+        return {
+            "data_low": f"{self.low:g}",
+            "data_high": f"{self.high:g}",
+            "data_from": self.start,
+            "data_to": self.stop,
+        }
+
+    def bar(self, value: Number, base: Number = 0) -> dict[str, object]:
+        """Position and height of a bar from the base to the value."""
+        a, b = self(value), self(base)
+        return {"y": min(a, b), "height": abs(a - b)}
+
+
+def tag(name: str, *content: str, **attributes: object) -> str:
+    """An element; ``_`` in attribute names stands for ``-``, and floats are written with two decimals."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{f"{value:.2f}" if isinstance(value, float) else escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return f"<{name}{written}>{''.join(content)}</{name}>"
+
+
+def text(words: str, x: Number, y: Number, *, small: bool = False, strong: bool = False, **attributes: object) -> str:
+    """A label in the page's own text colour; sizes stand here too, for viewers that drop the style sheet."""
+    weight = {"font_weight": 600, "data_strong": ""} if strong else {}
+    size = {"font_size": 10.5, "data_small": "", **_MUTED} if small else {"font_size": "12"}
+    return tag("text", escape(words), x=float(x), y=float(y), fill="currentColor", **size, **weight, **attributes)
+
+
+def rule(x1: Number, y1: Number, x2: Number, y2: Number, *, faint: bool = True, **attributes: object) -> str:
+    """A line of the scaffolding."""
+    ink = {"stroke": "currentColor", "stroke_opacity": "0.25" if faint else "0.7"}
+    return tag("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), **{**ink, **attributes})
+
+
+def svg(width: Number, height: Number, label: str, *content: str, **attributes: object) -> str:
+    """The drawing, with its description for those who do not see it."""
+    return tag(
+        "svg",
+        *content,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        aria_label=label,
+        font_family="system-ui, sans-serif",
+        **attributes,
+    )
+
+
+# MathML, enough for the equations of the figures.
+def mi(name: str) -> str:
+    return f"<mi>{name}</mi>"
+
+
+def mo(sign: str) -> str:
+    return f"<mo>{sign}</mo>"
+
+
+def mn(number: str) -> str:
+    return f"<mn>{number}</mn>"
+
+
+def row(*parts: str) -> str:
+    return f"<mrow>{''.join(parts)}</mrow>"
+
+
+def sub(base: str, index: str) -> str:
+    return f"<msub>{base}{index}</msub>"
+
+
+def sup(base: str, power: str) -> str:
+    return f"<msup>{base}{power}</msup>"
+
+
+def frac(above: str, below: str) -> str:
+    return f"<mfrac>{above}{below}</mfrac>"
+
+
+def total(index: str) -> str:
+    """A sum sign over an index."""
+    return f"<munder><mo>∑</mo>{index}</munder>"
+
+
+def math(*parts: str) -> str:
+    return f'<math display="block">{row(*parts)}</math>'

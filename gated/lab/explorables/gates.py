@@ -1,0 +1,539 @@
+"""The flagship figure: temperature, top-k and noise on a row of logits that the reader drags."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gated.gates import (
+    coefficient_of_variation,
+    effective_gates,
+    entropy,
+    importance,
+    load,
+    softmax_topk_gate,
+    topk_gate,
+)
+from gated.lab.explorables.drawing import (
+    Axis,
+    frac,
+    math,
+    mi,
+    mn,
+    mo,
+    row,
+    rule,
+    sub,
+    sup,
+    svg,
+    tag,
+    text,
+    total,
+)
+from gated.lab.explorables.explorable import Explorable
+
+TOKENS = 256
+UNIT = 0.03
+"""The fixed deviations and noise draws are whole multiples of this, one signed byte each (standard deviation about 1)."""
+
+ORDERS = ("topk-softmax", "softmax-topk")
+SWEEP = [0.05 * 400 ** (step / 40) for step in range(41)]
+"""Temperatures of the curves above the slider, evenly spaced in the logarithm from 0.05 to 20."""
+CURVE_DRAWS = 64
+"""Noise draws that the curves are the mean of; the bars take all 256."""
+
+_INDICES = "₁₂₃₄₅₆₇₈₉"
+_WIDTH, _HEIGHT, _LEFT, _COLUMN = 420.0, 500.0, 34.0, 45.0
+_LOGITS = Axis(-4, 4, 124, 24)
+_WEIGHTS = Axis(0, 1, 244, 164)
+_GRADIENT = Axis(-0.5, 0.5, 348, 284)
+_LOAD = Axis(0, 1, 466, 396)
+_CURVES = Axis(0, 1, 66, 6)
+_BLUE, _GREEN, _ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-green, #008a63)", "var(--gx-orange, #c46a00)"
+
+
+def _w(index: str = "i") -> str:
+    return sub(mi("w"), mi(index))
+
+
+def _exp(index: str) -> str:
+    return sup(mi("e"), row(sub(mi("z"), mi(index)), mo("/"), mi("τ")))
+
+
+_BEST = row(mo("max"), mi("z"))
+_TOP = row(mi("j"), mo("∈"), mi("K"))
+REGIMES: dict[str, tuple[str, str, str]] = {
+    "dense": (
+        "Dense: a softmax",
+        math(_w(), mo("="), frac(_exp("i"), row(total(mi("j")), _exp("j")))),
+        "Every expert gets a share and every logit a gradient. The temperature τ says how hard the choice is.",
+    ),
+    "sparse": (
+        "Sparse: top-k, then softmax",
+        math(_w(), mo("="), frac(_exp("i"), row(total(_TOP), _exp("j"))), mo("  "), mi("i"), mo("∈"), mi("K")),
+        "Only the set K of the k largest logits is open, and its weights sum to 1. Outside K the gradient is exactly zero: "
+        "an expert that is not chosen cannot learn to be chosen.",
+    ),
+    "truncated": (
+        "Sparse: softmax, then top-k",
+        math(
+            _w(),
+            mo("="),
+            frac(_exp("i"), row(total(mi("j")), _exp("j"))),
+            mo("  "),
+            mi("i"),
+            mo("∈"),
+            mi("K"),
+        ),
+        "The softmax sees all experts; then all but the k largest weights are cut. The weights sum to less than 1, and a "
+        "closed expert’s logit still feels a gradient, through the denominator.",
+    ),
+    "argmax": (
+        "The argmax limit, τ → 0",
+        math(
+            _w(),
+            mo("≈"),
+            sup(
+                mi("e"),
+                row(mo("−"), mo("("), _BEST, mo("−"), sub(mi("z"), mi("i")), mo(")"), mo("/"), mi("τ")),
+            ),
+        ),
+        "One expert takes all. The others fall off exponentially in their gap to the best, and so does every gradient: the "
+        "choice is nearly made, and nearly deaf.",
+    ),
+    "uniform": (
+        "The uniform limit, τ → ∞",
+        math(
+            _w(),
+            mo("≈"),
+            frac(mn("1"), mi("k")),
+            mo("+"),
+            frac(
+                row(sub(mi("z"), mi("i")), mo("−"), "<mover><mi>z</mi><mo>¯</mo></mover>"),
+                row(mi("k"), mi("τ")),
+            ),
+        ),
+        "All k open experts get nearly the same share, whatever the logits say (z̄ is their mean). What is left of the "
+        "logits, and of the gradient, shrinks as 1/τ.",
+    ),
+    "hard": (
+        "Hard: one expert",
+        math(
+            _w(),
+            mo("="),
+            mo("["),
+            mi("i"),
+            mo("="),
+            mi("argmax"),
+            mi("z"),
+            mo("]"),
+            mo("  "),
+            frac(row(mo("∂"), mi("w")), row(mo("∂"), mi("z"))),
+            mo("="),
+            mn("0"),
+        ),
+        "With k = 1 the softmax of a single logit is 1. The temperature no longer matters, and no gradient reaches any "
+        "logit: this gate cannot be learned without a trick.",
+    ),
+    "switch": (
+        "One expert, scaled by its probability",
+        math(
+            _w(),
+            mo("="),
+            sub(mi("p"), mi("i")),
+            mo("["),
+            mi("i"),
+            mo("="),
+            mi("argmax"),
+            mi("z"),
+            mo("]"),
+            mo("  "),
+            sub(mi("p"), mi("i")),
+            mo("="),
+            frac(_exp("i"), row(total(mi("j")), _exp("j"))),
+        ),
+        "The Switch Transformer’s gate. One expert runs, but its output is scaled by the softmax probability, so a "
+        "gradient survives: the chosen logit up, all others down.",
+    ),
+    "noisy": (
+        "Noisy",
+        math(
+            "<mover><mi>w</mi><mo>¯</mo></mover>",
+            mo("="),
+            frac(mn("1"), mi("R")),
+            total(mi("r")),
+            mi("w"),
+            mo("("),
+            mi("z"),
+            mo("+"),
+            mi("σ"),
+            sub(mi("ε"), mi("r")),
+            mo(")"),
+        ),
+        "Each token draws its own noise. Bars show the mean over R = 256 draws, the thin lines the middle four fifths. Near "
+        "rivals now win at times, so they get tokens, and a gradient.",
+    ),
+}
+
+
+def _slope(number: float) -> str:
+    return "×" if number == 0 else "≈0" if abs(number) < 0.005 else f"{number:.2f}".replace("-", "−")
+
+
+def _draws(seed: int) -> str:
+    """A [256, 8] table of standard normal draws, one signed byte each, as base64 text."""
+    table = torch.randn(TOKENS, 8, generator=torch.Generator().manual_seed(seed))
+    return base64.b64encode((table / UNIT).round().clamp(-127, 127).to(torch.int8).numpy().tobytes()).decode()
+
+
+def _table(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.int8).view(TOKENS, 8).double() * UNIT
+
+
+class GateExplorable(Explorable):
+    """Temperature, top-k and noise on one row of logits, and what they do to weights, gradient and load.
+
+    Args:
+        logits: eight numbers in [-4, 4], which the reader drags.
+        temperature: divides the logits; 0.05 to 20.
+        k: experts that stay open, 1 to 8.
+        noise: standard deviation σ of the normal noise on the logits, 0 to 3.
+        order: ``"topk-softmax"`` (weights of the open experts sum to 1) or ``"softmax-topk"`` (cut, not renormalised).
+        expert: the expert whose logit the gradient is taken with respect to, counted from 0.
+        seed: draws the batch's fixed deviations and noise.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    name = "gates"
+
+    def __init__(
+        self,
+        logits: Sequence[float | int] = (1.2, 0.4, -0.6, 2.0, 0.1, -1.5, 0.9, -0.2),
+        temperature: float | int = 1.0,
+        k: int = 8,
+        noise: float | int = 0.0,
+        order: str = "topk-softmax",
+        expert: int = 3,
+        seed: int = 0,
+    ) -> None:
+        z = [float(value) for value in logits]
+        if len(z) != 8 or not all(-4 <= value <= 4 for value in z):
+            raise ValueError(f"logits must be 8 numbers in [-4, 4], got {list(logits)}")
+        if not 0.05 <= temperature <= 20:
+            raise ValueError(f"temperature must be in [0.05, 20], got {temperature}")
+        if not 1 <= k <= 8:
+            raise ValueError(f"k must be in 1 to 8, got {k}")
+        if not 0 <= noise <= 3:
+            raise ValueError(f"noise must be in [0, 3], got {noise}")
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
+        if not 0 <= expert < 8:
+            raise ValueError(f"expert must be in 0 to 7, got {expert}")
+        state = {"logits": z, "temperature": float(temperature), "top_k": int(k), "noise": float(noise)}
+        constants = {
+            "deviations": _draws(2 * seed),
+            "draws": _draws(2 * seed + 1),
+            "unit": UNIT,
+            "regimes": REGIMES,
+        }
+        super().__init__({**state, "order": order, "expert": int(expert)}, constants)
+
+    def gate(self, logits: Tensor, temperature: float | Tensor | None = None) -> Tensor:
+        """The gate at the current state, for any batch of logits."""
+        gate = topk_gate if self.state["order"] == "topk-softmax" else softmax_topk_gate
+        return gate(logits, self.state["top_k"], self.state["temperature"] if temperature is None else temperature)
+
+    def values(self) -> dict[str, Any]:
+        """Everything the picture shows, by ``gated.gates`` and autograd in float64."""
+        z = torch.tensor(self.state["logits"], dtype=torch.float64)
+        noise = self.state["noise"] * _table(self.constants["draws"])
+        batch = self.gate((z + _table(self.constants["deviations"])) + noise)
+
+        weights, jacobian = self._respond([self.state["temperature"]], noise)
+        curve_weights, curve_jacobian = self._respond(SWEEP, noise[:CURVE_DRAWS])
+        shares, curve_shares = (w / w.sum(-1, keepdim=True) for w in (weights[0], curve_weights))
+        ordered, last = weights[0].sort(dim=0).values, weights.shape[1] - 1
+        effective = effective_gates(shares).mean().item()
+        return {
+            "weights": weights[0].mean(0).tolist(),
+            "low": ordered[round(0.1 * last)].tolist(),
+            "high": ordered[round(0.9 * last)].tolist(),
+            "gradient": jacobian[0, :, self.state["expert"]].tolist(),
+            "norm": jacobian[0].norm().item(),
+            "entropy": entropy(shares).mean().item(),
+            "effective": effective,
+            "load": (load(batch) / TOKENS).tolist(),
+            "importance": (importance(batch) / TOKENS).tolist(),
+            "imbalance": coefficient_of_variation(load(batch)).item(),
+            "norm_curve": curve_jacobian.flatten(1).norm(dim=1).tolist(),
+            "effective_curve": effective_gates(curve_shares).mean(1).tolist(),
+            "regime": self._regime(weights[0], effective),
+        }
+
+    def _respond(self, temperatures: list[float], noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [temperature, draw, i], and the Jacobian [temperature, i, j] of their mean over the draws."""
+        taus = torch.tensor(temperatures, dtype=torch.float64)
+        rows = (noise if self.state["noise"] else noise[:1]).expand(len(taus), -1, -1)
+        logits = torch.tensor(self.state["logits"], dtype=torch.float64).expand(len(taus), 8).clone().requires_grad_()
+        weights = self.gate(logits[:, None] + rows, taus[:, None].expand(rows.shape[:-1]))
+        means = weights.mean(1).sum(0)  # each temperature has its own copy of the logits, so they may be summed
+        slopes = [torch.autograd.grad(mean, logits, retain_graph=True)[0] for mean in means]
+        return weights.detach(), torch.stack(slopes, 1)
+
+    def _regime(self, weights: Tensor, effective: float) -> str:
+        k, order = self.state["top_k"], self.state["order"]
+        if self.state["noise"]:
+            return "noisy"
+        if k == 1:
+            return "hard" if order == "topk-softmax" else "switch"
+        if k < 8 and order == "softmax-topk":
+            return "truncated"
+        if weights.max() > 0.99:
+            return "argmax"
+        if effective > 0.985 * k:
+            return "uniform"
+        return "dense" if k == 8 else "sparse"
+
+    def __repr__(self) -> str:
+        s, v = self.state, self.values()
+        listed = lambda numbers: ", ".join(f"{x:.3f}" for x in numbers)  # noqa: E731
+        return (
+            f"GateExplorable: {v['regime']} gate over 8 experts\n"
+            f"  temperature {s['temperature']:g}, top {s['top_k']}, noise {s['noise']:g}, {s['order']}\n"
+            f"  weights    {listed(v['weights'])}\n"
+            f"  gradient   {listed(x + 0.0 for x in v['gradient'])} (with respect to logit {s['expert'] + 1})\n"
+            f"  load       {listed(v['load'])}\n"
+            f"  entropy {v['entropy']:.3f} nats, {v['effective']:.2f} effective experts, gradient norm {v['norm']:.3f}"
+        )
+
+    def markup(self) -> str:
+        v = self.values()
+        title, equation, words = REGIMES[v["regime"]]
+        numbers = {
+            "entropy": ("Entropy H(w)", f"{v['entropy']:.2f} nats"),
+            "effective": ("Effective experts exp H", f"{v['effective']:.2f} of 8"),
+            "norm": ("Gradient norm ‖∂w/∂z‖", f"{v['norm']:.3f}"),
+            "imbalance": ("Load imbalance (CV)", f"{v['imbalance']:.2f}"),
+        }
+        listed = "".join(tag("dt", name) + tag("dd", number, data_slot=key) for key, (name, number) in numbers.items())
+        note = tag("p", tag("strong", title, data_slot="title")) + tag("div", equation, data_slot="equation")
+        side = (
+            tag("div", note + tag("p", words, data_slot="words"), class_="gx-note")
+            + tag(
+                "div",
+                tag(
+                    "span",
+                    self._swatch("exp H ÷ 8", _BLUE),
+                    self._swatch("gradient norm", _GREEN),
+                    class_="gx-key",
+                ),
+                self._curves(v),
+                class_="gx-row gx-sweep",
+            )
+            + tag("div", class_="gx-controls")
+            + tag("dl", listed, class_="gx-numbers")
+        )
+        return tag(
+            "div",
+            tag("div", self._bars(v), class_="gx-figure"),
+            tag("div", side, class_="gx-side"),
+            class_="gx-grid",
+        )
+
+    @staticmethod
+    def _swatch(words: str, colour: str) -> str:
+        return tag("span", words, style=f"--gx-swatch: {colour}")
+
+    def _curves(self, v: dict) -> str:
+        """How gradient and openness depend on the temperature, drawn where the temperature's slider runs."""
+        across = Axis(0, 40, 8, 192)
+        now = across(
+            40 * torch.tensor(self.state["temperature"] / 0.05).log().item() / torch.tensor(400.0).log().item()
+        )
+
+        def line(values: list[float], colour: str, mark: str) -> str:
+            points = " ".join(f"{across(i):.2f},{_CURVES(y):.2f}" for i, y in enumerate(values))
+            return tag("polyline", points=points, fill="none", stroke=colour, stroke_width=2, data_curve=mark)
+
+        frame = [rule(8, _CURVES(y), 192, _CURVES(y)) for y in (0, 1)]
+        ticks = [text(f"{SWEEP[i]:.3g}", across(i), 80, small=True, text_anchor="middle") for i in (0, 20, 40)]
+        return svg(
+            200,
+            84,
+            "Gradient norm and effective experts against the temperature, on a logarithmic axis",
+            *frame,
+            text("1", 3, 10, small=True, text_anchor="end"),
+            text("0", 3, 70, small=True, text_anchor="end"),
+            *ticks,
+            line([x / 8 for x in v["effective_curve"]], _BLUE, "effective"),
+            line(v["norm_curve"], _GREEN, "norm"),
+            rule(now, 2, now, 70, faint=False, data_now=""),
+            data_curves="",
+            **_CURVES.data(),
+        )
+
+    def _bars(self, v: dict) -> str:
+        """Four strips over one row of experts: logits, weights, gradient, load."""
+        s, right = self.state, _LEFT + 8 * _COLUMN
+        centre = [_LEFT + _COLUMN * (i + 0.5) for i in range(8)]
+
+        def strip(mark: str, axis: Axis, heading: str, ticks: dict[float | int, str], body: list[str]) -> str:
+            scaffold = [
+                text(
+                    heading,
+                    _LEFT,
+                    axis.stop - (12 if mark == "logits" else 18),
+                    strong=True,
+                    data_heading=mark,
+                )
+            ]
+            scaffold += [
+                text(label, _LEFT - 6, axis(y) + 3.5, small=True, text_anchor="end") for y, label in ticks.items()
+            ]
+            scaffold += [rule(_LEFT, axis(y), right, axis(y), faint=y != 0) for y in ticks]
+            return tag("g", *scaffold, *body, data_strip=mark, **axis.data())
+
+        dots, bars, slopes, loads = [], [], [], []
+        for i, (x, z, w, d) in enumerate(zip(centre, s["logits"], v["weights"], v["gradient"], strict=True)):
+            open_ = v["high"][i] > 0
+            dots.append(
+                tag(
+                    "g",
+                    tag("rect", x=x - _COLUMN / 2, y=16.0, width=_COLUMN, height=116.0, fill="transparent"),
+                    rule(x, _LOGITS(0), x, _LOGITS(z), faint=False, stroke_width=2),
+                    tag(
+                        "circle",
+                        cx=x,
+                        cy=_LOGITS(z),
+                        r=8,
+                        fill=_BLUE,
+                        fill_opacity=1 if open_ else 0.15,
+                        stroke=_BLUE,
+                        stroke_width=2,
+                    ),
+                    data_handle=i,
+                )
+            )
+            bars += [
+                tag("rect", x=x - 15, width=30, **_WEIGHTS.bar(w), fill=_BLUE, rx=2, data_weight=i),
+                rule(
+                    x,
+                    _WEIGHTS(v["low"][i]),
+                    x,
+                    _WEIGHTS(v["high"][i]),
+                    faint=False,
+                    stroke_width=1.5,
+                    data_spread=i,
+                    visibility="visible" if s["noise"] else "hidden",
+                ),
+                text(
+                    f"{w:.2f}",
+                    x + (12 if s["noise"] else 0),
+                    _WEIGHTS(w) - 4,
+                    small=True,
+                    text_anchor="middle",
+                    data_weight_label=i,
+                ),
+            ]
+            slopes += [
+                tag(
+                    "rect",
+                    x=x - 15,
+                    width=30,
+                    **_GRADIENT.bar(d),
+                    fill=_ORANGE if d < 0 else _GREEN,
+                    rx=2,
+                    data_slope=i,
+                ),
+                text(
+                    _slope(d),
+                    x,
+                    _GRADIENT(d) + (12 if d < 0 else -4),
+                    small=True,
+                    text_anchor="middle",
+                    data_slope_label=i,
+                ),
+            ]
+            loads += [
+                tag(
+                    "rect",
+                    x=x - 19,
+                    width=38,
+                    **_LOAD.bar(v["load"][i]),
+                    fill=_BLUE,
+                    fill_opacity=0.28,
+                    rx=2,
+                    data_load=i,
+                ),
+                tag(
+                    "rect",
+                    x=x - 9,
+                    width=18,
+                    **_LOAD.bar(v["importance"][i]),
+                    fill=_BLUE,
+                    rx=2,
+                    data_importance=i,
+                ),
+                text(
+                    f"{100 * v['load'][i]:.0f}%",
+                    x,
+                    _LOAD(v["load"][i]) - 4,
+                    small=True,
+                    text_anchor="middle",
+                    data_load_label=i,
+                ),
+            ]
+        even = _LOAD(s["top_k"] / 8)
+        loads.append(rule(_LEFT, even, right, even, faint=False, stroke_dasharray="4 4", data_even=""))
+        loads.append(text("even", right + 3, even + 3.5, small=True, data_even_label=""))
+        names = [text(str(i + 1), x, 481, text_anchor="middle") for i, x in enumerate(centre)]
+        picks = [
+            tag(
+                "rect",
+                x=x - _COLUMN / 2,
+                y=136.0,
+                width=_COLUMN,
+                height=350.0,
+                fill="transparent",
+                data_pick=i,
+            )
+            for i, x in enumerate(centre)
+        ]
+        column = tag(
+            "rect",
+            x=centre[s["expert"]] - _COLUMN / 2,
+            y=16.0,
+            width=_COLUMN,
+            height=470.0,
+            rx=6,
+            fill="currentColor",
+            fill_opacity=0.07,
+            data_column="",
+        )
+        chosen = _INDICES[s["expert"]]
+        return svg(
+            _WIDTH,
+            _HEIGHT,
+            "Eight experts side by side: logits, gate weights, gradient and load",
+            column,
+            strip("logits", _LOGITS, "Logits zᵢ: drag the dots", {-4: "−4", 0: "0", 4: "4"}, dots),
+            strip("weights", _WEIGHTS, "Gate weights wᵢ", {0: "0", 1: "1"}, bars),
+            strip(
+                "gradient",
+                _GRADIENT,
+                f"Gradient ∂wᵢ/∂z{chosen} (× is none)",
+                {-0.5: "−½", 0: "0", 0.5: "½"},
+                slopes,
+            ),
+            strip("load", _LOAD, "Load: pale, share of 256 tokens; solid, mean weight", {0: "0", 1: "1"}, loads),
+            *names,
+            text("expert i", right / 2 + _LEFT / 2, 496, small=True, text_anchor="middle"),
+            *picks,
+            data_bars="",
+        )

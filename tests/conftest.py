@@ -1,0 +1,93 @@
+"""What all tests share: shapes checked at run time, reproducible property tests, and the built site in a
+browser.
+
+A test belongs to a part of `make test` by its file's name (`*interp*`, `*aot*`, `test_errors_*`) or by
+the fixtures that it asks for (`browser`, `built_site`, `site_url`: the part `pages`). See CONTRIBUTING.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import importlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if os.environ.get("GATED_TYPECHECK", "1") != "0":
+    from jaxtyping import install_import_hook
+
+    install_import_hook("gated", "beartype.beartype")
+
+settings.register_profile(
+    "gated", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("gated")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"browser", "built_site", "site_url"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("pages")
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Imports a module of tools/ by its name."""
+    yield importlib.import_module
+    sys.path.remove(str(ROOT / "tools"))
+
+
+@pytest.fixture(scope="session")
+def built_site() -> Path:
+    """The folder of the built pages; they are built first when they are not up to date."""
+    done = subprocess.run([sys.executable, "tools/book.py"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / "_build" / "html"
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def site_url(built_site: Path):
+    """The built pages over http, on a free port of this machine."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(built_site))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(tool):
+    """Headless Chromium in which no host but this machine can be reached."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = tool("chromium")
+    path = chromium.find()
+    assert path, chromium.HOW
+    flags = [
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        flags.append("--no-sandbox")  # Chromium refuses its sandbox to root (containers)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, headless=True, args=flags)
+        yield running
+        running.close()

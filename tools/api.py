@@ -1,0 +1,239 @@
+"""Write the API pages, `book/api/*.md`, from the source text: `python tools/api.py`.
+
+Nothing is imported, so neither torch nor Triton is needed to build the book. A page is made for each
+module directly in `gated` or `gated.kernels` whose name has no underscore in front, so a new chapter's
+module gets its page by itself. A page shows what the module lists in `__all__` (followed to where it is
+defined), else what it defines; a package's further public modules follow as sections.
+
+Docstrings are set as they are: paragraphs, `code`, lists, and indented blocks (equations) kept verbatim; the
+headings `Args:`, `Returns:`, `Raises:`, ... become bold.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "book" / "api"
+Definition = ast.FunctionDef | ast.ClassDef
+HEADING = re.compile(
+    r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Attributes|Source|Shapes|Example|Examples|Note|Notes):\s*(.*)$"
+)
+
+
+@cache
+def parse(module: str) -> ast.Module | None:
+    """The module's syntax tree, or None when there is no such file (or it does not parse yet)."""
+    path = ROOT / module.replace(".", "/")
+    for file in (path / "__init__.py", path.with_suffix(".py")):
+        if file.exists():
+            return ast.parse(file.read_text(encoding="utf-8"))
+    return None
+
+
+def children(module: str) -> list[str]:
+    folder = ROOT / module.replace(".", "/")
+    names = (
+        {
+            p.stem if p.suffix == ".py" else p.name
+            for p in folder.glob("*")
+            if p.suffix == ".py" or (p / "__init__.py").exists()
+        }
+        if folder.is_dir()
+        else set()
+    )
+    return [f"{module}.{name}" for name in sorted(names) if not name.startswith("_")]
+
+
+def exported(module: str) -> list[str]:
+    """`__all__` when it is written out, else every public function and class that is defined here."""
+    tree = parse(module)
+    if tree is None:
+        return []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            with suppress(ValueError):  # put together at run time
+                return list(ast.literal_eval(node.value))
+    return [node.name for node in tree.body if isinstance(node, Definition) and not node.name.startswith("_")]
+
+
+def find(module: str, name: str) -> tuple[str, Definition] | None:
+    """Where a name is defined: its module and syntax node, following `from gated... import name [as ...]`."""
+    tree = parse(module)
+    for node in tree.body if tree else []:
+        if isinstance(node, Definition) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom) and (node.module or node.level):
+            source = node.module or ""
+            if node.level:
+                base = module.split(".")
+                is_package = (ROOT / module.replace(".", "/")).is_dir()
+                keep = len(base) - node.level + is_package
+                source = ".".join([*base[:keep], *([source] if source else [])])
+            for alias in node.names:
+                if (alias.asname or alias.name) == name and source.startswith("gated"):
+                    return find(source, alias.name)
+    return None
+
+
+def escape(text: str) -> str:
+    """Everything outside `code` stands for itself; RST's double backticks and roles become code and
+    mathematics."""
+    text = re.sub(r":math:`([^`]+)`", lambda m: f"${m[1]}$", text)
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
+    parts = re.split(r"(`[^`]*`|\$[^$\n]+\$)", text)
+    return "".join(p if i % 2 else re.sub(r"([*_<>\[\]{}|$#\\~^])", r"\\\1", p) for i, p in enumerate(parts))
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown."""
+    out: list[str] = []
+    for block in re.split(r"\n\s*\n", text):
+        lines = block.rstrip().splitlines()
+        first = HEADING.match(lines[0]) if lines else None
+        if first:
+            out.append(f"**{first[1]}.** {escape(first[2])}".rstrip())
+            body = textwrap.dedent("\n".join(lines[1:]))
+            if first[1] in ("Example", "Examples"):
+                out.append(verbatim(body))
+            elif body and all(
+                re.match(r"(\s|[\w*`][\w*`, /]*\s*(\([^)]*\))?:\s)", line) for line in body.splitlines()
+            ):
+                out.append("\n".join(f"- {item}" for item in entries(body)))
+            elif body:
+                out.append(escape(body))
+        elif lines and all(line.startswith(("    ", "\t")) for line in lines):
+            out.append(verbatim(textwrap.dedent("\n".join(lines))))
+        elif lines and re.match(r"[-*] ", lines[0]):
+            out.append("\n".join(re.sub(r"^(\s*)\\?[-*] ", r"\1- ", escape(line)) for line in lines))
+        elif len(lines) > 1 and all(line.startswith("    ") for line in lines[1:]):
+            out += [escape(lines[0]), verbatim(textwrap.dedent("\n".join(lines[1:])))]
+        elif lines:
+            out.append("\n".join(escape(line.strip()) for line in lines))
+    return "\n\n".join(out)
+
+
+def verbatim(text: str) -> str:
+    return f"~~~text\n{text}\n~~~" if text else ""
+
+
+def entries(body: str) -> list[str]:
+    """`name: text` with indented continuation lines, one Markdown item each."""
+    items: list[str] = []
+    for line in body.splitlines():
+        if line.startswith((" ", "\t")) and items:
+            items[-1] += " " + escape(line.strip())
+        else:
+            name, _, text = line.partition(":")
+            items.append(f"`{name.strip().replace('`', '')}`: {escape(text.strip())}")
+    return items
+
+
+def signature(node: ast.FunctionDef, method: bool = False) -> str:
+    arguments = node.args
+    if method and not any(ast.unparse(d) == "staticmethod" for d in node.decorator_list):
+        (arguments.posonlyargs or arguments.args)[:1] = []
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"({ast.unparse(arguments)}){returns}"
+
+
+def directive(kind: str, head: str, body: str, options: str = "", fence: str = ":::") -> str:
+    return f"{fence}{{py:{kind}}} {head}\n{options}\n{body}\n{fence}\n"
+
+
+def describe(name: str, node: Definition) -> str:
+    doc = prose(ast.get_docstring(node) or "")
+    if isinstance(node, ast.FunctionDef):
+        return directive("function", name + signature(node), doc)
+    members, call = [], ""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            call = re.sub(r" -> None$", "", signature(item, method=True))
+            doc += "\n\n" + prose(ast.get_docstring(item) or "")
+        elif isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
+            if any(
+                ast.unparse(d).split(".")[-1] in ("property", "cached_property") for d in item.decorator_list
+            ):
+                kind = f":type: {ast.unparse(item.returns)}\n" if item.returns else ""
+                members.append(directive("property", item.name, prose(ast.get_docstring(item) or ""), kind))
+            elif ast.get_docstring(item) or item.name == "forward":
+                members.append(
+                    directive(
+                        "method",
+                        item.name + signature(item, method=True),
+                        prose(ast.get_docstring(item) or ""),
+                    )
+                )
+        elif (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and not item.target.id.startswith("_")
+        ):
+            members.append(
+                directive("attribute", item.target.id, "", f":type: {ast.unparse(item.annotation)}\n")
+            )
+    return directive("class", name + call, doc + "\n\n" + "\n".join(members), fence="::::")
+
+
+def section(module: str, level: int, seen: set[int]) -> str:
+    """A module's docstring and its public names, then the same for its public submodules where
+    something is left."""
+    tree = parse(module)
+    if tree is None:
+        return ""
+    names = [
+        (name, found[1])
+        for name in exported(module)
+        if (found := find(module, name)) and id(found[1]) not in seen
+    ]
+    seen.update(id(node) for _, node in names)
+    below = (
+        "".join(section(child, level + 1, seen) for child in children(module))
+        if not module.endswith(".kernels")
+        else ""
+    )
+    doc = ast.get_docstring(tree) or ""
+    if level > 1 and not (names or below):
+        return ""
+    parts = [f"{'#' * level} `{module}`\n", prose(doc), f"\n```{{py:currentmodule}} {module}\n```\n"]
+    return "\n".join([*parts, *(describe(name, node) for name, node in names), below]) + "\n"
+
+
+def pages() -> dict[str, str]:
+    modules = [m for m in children("gated") if m != "gated.kernels"] + children("gated.kernels")
+    out = {f"{module}.md": section(module, 1, set()) for module in sorted(modules)}
+    rows = "\n".join(
+        f"- [`{name.removesuffix('.md')}`]({name}): {escape(summary(name.removesuffix('.md')))}"
+        for name in out
+    )
+    out["index.md"] = (
+        "# The package\n\n"
+        "`gated` is small enough to be read. These pages are made from its source; shapes stand in the "
+        "signatures, as the tests check them.\n\n" + rows + "\n"
+    )
+    return out
+
+
+def summary(module: str) -> str:
+    tree = parse(module)
+    return ((ast.get_docstring(tree) if tree else None) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def main() -> None:
+    fresh = pages()
+    for old in OUT.glob("*.md"):
+        if old.name not in fresh:
+            old.unlink()
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, text in fresh.items():
+        if not (OUT / name).exists() or (OUT / name).read_text(encoding="utf-8") != text:
+            (OUT / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

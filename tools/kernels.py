@@ -1,0 +1,315 @@
+"""What the Triton kernels compile to, without a GPU: `python tools/kernels.py --out build/kernels.json`.
+
+Each kernel is compiled ahead of time for two NVIDIA targets and one AMD target, exactly as the package launches it (same
+tile sizes, warps and stages), and read back from the binary: registers, spilled bytes, shared memory, matrix instructions,
+all instructions (static counts: a loop's body counts once). flash-linear-attention's kernels for the same step are compiled
+the same way, each with its own source's tile sizes at 4 warps and 2 stages, one of the configurations that it tunes over.
+A row that sums several launches takes their largest register and shared-memory figures and the sum of the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "gated/kernels/gla/gpu.py"
+TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "gfx942": 65_536}  # bytes a block may use
+SIZES = (64, 128)  # K = V
+HEADS = 4
+
+# name of the step -> our kernel, its constants, and flash-linear-attention's kernels that do the same work
+CHUNK_H, GLA = "fla.ops.common.chunk_h", "fla.ops.gla.chunk"
+STEPS: dict[str, tuple[str, dict[str, Any], list[tuple[str, str, dict[str, Any]]]]] = {
+    "write, forward": (
+        "_write",
+        {"REVERSE": False},
+        [
+            ("fla.ops.utils.cumsum", "chunk_local_cumsum_vector_kernel", {"o": "*fp32"}),
+            (CHUNK_H, "chunk_fwd_kernel_h", {"g": None}),
+        ],
+    ),
+    "read, forward": (
+        "_read",
+        {"REVERSE": False},
+        [
+            (GLA, "chunk_gla_fwd_A_kernel_intra_sub_inter", {}),
+            (GLA, "chunk_gla_fwd_A_kernel_intra_sub_intra", {"BK": "K"}),
+            (GLA, "chunk_gla_fwd_kernel_o", {}),
+        ],
+    ),
+    "write, backward": ("_write", {"REVERSE": True}, [(CHUNK_H, "chunk_bwd_kernel_dh", {"g": None})]),
+    "read, backward": ("_read", {"REVERSE": True}, [(GLA, "chunk_gla_bwd_kernel_dv", {})]),
+    "gradients": (
+        "_grad",
+        {},
+        [
+            (GLA, "chunk_gla_bwd_kernel_dA", {}),
+            (GLA, "chunk_gla_bwd_kernel_intra", {"dq": "*fp32", "dk": "*fp32"}),
+            (
+                GLA,
+                "chunk_gla_bwd_kernel_inter",
+                {"h": "*fp32", "dq": "*fp32", "dk": "*fp32", "dq2": "*fp32", "dk2": "*fp32"},
+            ),
+        ],
+    ),
+    "recurrence": (
+        "_step",
+        {},
+        [
+            (
+                "fla.ops.common.fused_recurrent",
+                "fused_recurrent_fwd_kernel",
+                {"g": None, "o": "*fp32", "scale": "fp32"},
+            )
+        ],
+    ),
+}
+WHOLE = {
+    "forward, all launches": ["write, forward", "read, forward"],
+    "backward, all launches": ["write, forward", "write, backward", "read, backward", "gradients"],
+}
+# what flash-linear-attention's parameters mean when they are not the same everywhere: pointers' types, then its flags
+PEER = {
+    "s": "*fp32",
+    "g": "*fp32",
+    "gk": "*fp32",
+    "A": "*fp32",
+    "dA": "*fp32",
+    "dg": "*fp32",
+    "dh": "*fp32",
+    "scale": "fp32",
+    "T": "i32",
+    "H": HEADS,
+    "HV": HEADS,
+    "HQ": HEADS,
+    "B": 1,
+    "NG": 1,
+    "BT": 64,
+    "BS": 64,
+    "BC": 16,
+    "NC": 4,
+    "BV": 64,
+    "HAS_SCALE": True,
+    "USE_GK": True,
+    "USE_EXP2": True,
+}
+PEER |= dict.fromkeys(("q", "k", "v", "o", "h", "do", "dq", "dk", "dv"), "*bf16")
+FIGURES = ("registers", "spills", "shared_bytes", "matrix_instructions", "instructions", "exponentials")
+
+
+def read_cuda(kernel: Any) -> dict[str, int]:
+    """Figures of a cubin: resource usage and machine code from cuobjdump, spilled bytes from ptxas."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    arch = re.search(r"^\.target (sm_\w+)", kernel.asm["ptx"], re.M)
+    assert arch, "the PTX names no target"
+
+    def call(tool: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [tools / tool, *arguments], capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout + done.stderr
+
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(kernel.asm["cubin"])
+        ptx.write_text(kernel.asm["ptx"])
+        usage = call("cuobjdump", "--dump-resource-usage", str(cubin))
+        spilled = call(
+            "ptxas", "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder, "again.cubin"))
+        )
+        code = call("cuobjdump", "-sass", str(cubin))
+    count = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)(?:\.EX2)?", code, re.M))
+    exps = len(re.findall(r"\bMUFU\.EX2", code))
+    registers = re.search(r"REG:(\d+)", usage)
+    spill = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", spilled)
+    assert registers and spill and count, "the binary tools' output has changed"
+    return {
+        "registers": int(registers[1]),
+        "spills": int(spill[1]) + int(spill[2]),
+        "shared_bytes": kernel.metadata.shared,
+        "matrix_instructions": count["HGMMA"] + count["HMMA"],
+        "instructions": sum(count.values()),
+        "exponentials": exps,
+    }
+
+
+def read_hip(kernel: Any) -> dict[str, int]:
+    """Figures of AMD code, from the assembler text; spills count registers of 4 bytes in each of 64 lanes."""
+    code = kernel.asm["amdgcn"]
+
+    def field(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", code)
+        assert found, f"no {name} in the AMD code"
+        return int(found[1])
+
+    return {
+        "registers": field("vgpr_count"),
+        "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
+        "shared_bytes": kernel.metadata.shared,
+        "matrix_instructions": len(re.findall(r"^\s+v_mfma", code, re.M)),
+        "instructions": len(re.findall(r"^\s+(?:[vs]|ds|global|buffer|flat)_", code, re.M)),
+        "exponentials": len(re.findall(r"^\s+v_exp_f32", code, re.M)),
+    }
+
+
+def compiled(function: Any, values: dict[str, Any], target: str, warps: int, stages: int) -> dict[str, int]:
+    """Compile `function` with `values` (a type for a pointer or scalar, else a constant) and read the binary."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {n: v for n, v in values.items() if isinstance(v, str)}
+    names = [parameter.name for parameter in function.params]
+    source = ASTSource(
+        fn=function,
+        signature={n: types.get(n, "constexpr") for n in names},
+        constexprs={n: values.get(n) for n in names if n not in types},
+        attrs={
+            (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types.get(n, "").startswith("*")
+        },
+    )
+    kernel = triton.compile(
+        source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps, "num_stages": stages}
+    )
+    return read_cuda(kernel) if target.startswith("sm_") else read_hip(kernel)
+
+
+def total(figures: list[dict[str, int]]) -> dict[str, int]:
+    """Several launches as one: the largest of what is held at a time, the sum of what is executed."""
+    return {
+        name: (max if name in ("registers", "shared_bytes") else sum)(f[name] for f in figures)
+        for name in FIGURES
+    }
+
+
+def row(job: tuple[str, str, int]) -> dict[str, Any]:
+    """One row: our kernel for a step, and flash-linear-attention's, at K = V = size in bfloat16 with float32 gates."""
+    step, target, size = job
+    name, constants, peers = STEPS[step]
+    logging.disable(logging.WARNING)  # flash-linear-attention says on import that there is no GPU
+    gpu = import_module("gated.kernels.gla.gpu")
+    pointers = dict.fromkeys(("q", "k", "v", "x", "y", "o", "out", "do", "states", "dstates", "dq", "dk"), "*bf16")
+    floats = dict.fromkeys(("g", "dg", "start", "final"), "*fp32")
+    values = {
+        **pointers,
+        **floats,
+        "offsets": "*i32",
+        "scale": "fp32",
+        "H": "i32",
+        "K": size,
+        "V": size,
+        **gpu.tiles(name, size, size),
+        **constants,
+    }
+    ours = compiled(getattr(gpu, name), values, target, gpu.WARPS, gpu.STAGES)
+    theirs = []
+    for module, kernel, special in peers:
+        function = getattr(import_module(module), kernel)
+        while not hasattr(function, "params"):  # under the autotuner and the heuristics
+            function = function.fn
+        special = {n: size if v == "K" else v for n, v in special.items()}
+        given = PEER | {"K": size, "V": size, "S": size, "BK": min(64, size)} | special
+        flags = {p.name: False for p in function.params if p.is_constexpr and p.name not in given}
+        theirs.append(compiled(function, given | flags, target, 4, 2))
+    return {
+        "kernel": f"gla {step}",
+        "target": target,
+        "dtype": "bf16",
+        "sizes": {"K": size, "V": size},
+        "launches": 1,
+        **ours,
+        "shared_limit": SHARED_LIMIT[target],
+        "warps": gpu.WARPS,
+        "peer": {"name": "flash-linear-attention", "kernels": [k for _, k, _ in peers], **total(theirs)},
+    }
+
+
+def whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for a pass as a whole: the sums over its launches, ours and theirs."""
+    table = {(r["kernel"], r["target"], r["sizes"]["K"]): r for r in rows}
+    out = []
+    for name, steps in WHOLE.items():
+        for target in TARGETS:
+            for size in SIZES:
+                parts = [table[f"gla {step}", target, size] for step in steps]
+                kernels = [k for p in parts for k in p["peer"]["kernels"]]
+                out.append(
+                    {
+                        **parts[0],
+                        "kernel": f"gla {name}",
+                        "launches": len(parts),
+                        **total(parts),
+                        "peer": {
+                            "name": "flash-linear-attention",
+                            "kernels": kernels,
+                            **total([p["peer"] for p in parts]),
+                        },
+                    }
+                )
+    return out
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "build/kernels.json")
+    parser.add_argument("--force", action="store_true", help="compile again even if nothing has changed")
+    arguments = parser.parse_args()
+    versions = {name: installed(name) for name in ("triton", "torch", "fla-core")}
+    text = SOURCE.read_text() + Path(__file__).read_text() + json.dumps(versions)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    out: Path = arguments.out
+    if not arguments.force and out.exists() and json.loads(out.read_text()).get("digest") == digest:
+        print(f"{out}: up to date")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter would take the place of the compiler
+    os.environ.setdefault(
+        "TRITON_CACHE_DIR", str(out.parent.resolve() / "triton")
+    )  # an interrupted run goes on
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    jobs = [(step, target, size) for size in SIZES for target in TARGETS for step in STEPS]
+    start, rows = time.time(), []
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for number, result in enumerate(pool.imap(row, jobs), 1):
+            rows.append(result)
+            print(
+                f"[{number:2d}/{len(jobs)}] {result['target']:6s} K=V={result['sizes']['K']:<3d} {result['kernel']:20s} "
+                f"{result['registers']:3d} registers, {result['spills']} spilled, {result['shared_bytes']} B shared, "
+                f"{result['matrix_instructions']} matrix instructions",
+                flush=True,
+            )
+    out.write_text(
+        json.dumps({"rows": rows + whole(rows), "versions": versions, "digest": digest}, indent=1) + "\n"
+    )
+    print(f"{out}: {len(rows)} kernels compiled in {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
