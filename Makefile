@@ -14,7 +14,7 @@ unexport VIRTUAL_ENV
         reading everything
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "<name>", $$1); printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 book: reading ## build the site (installs only what reading needs), print the path to open
 	@$(PY) tools/book.py

@@ -41,8 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tool():
     """Imports a module of tools/ by its name."""
+    folder = str(ROOT / "tools")
+    sys.path.insert(0, folder)
     yield importlib.import_module
-    sys.path.remove(str(ROOT / "tools"))
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

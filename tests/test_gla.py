@@ -221,9 +221,12 @@ def test_sampling_follows_the_generator_and_the_softmax():
     wanted = (lm(prompt[:1])[0][0, -1] / 0.7).softmax(-1)
     found = same[0][:, 1].bincount(minlength=11) / 4000
     assert (found - wanted).abs().max() < 5 * (wanted.max() / 4000).sqrt()
-    best = lm(prompt[:1])[0][0, -1].topk(3).indices
-    top = lm.generate(prompt[:500], 1, top_k=3, generator=seeded(3))[:, 1]
-    assert set(top.tolist()) == set(best.tolist())
+    with torch.no_grad():
+        lm.norm.weight *= 15  # logits that differ enough to tell their softmax from a uniform choice
+        best = lm(prompt[:1])[0][0, -1].topk(3)
+    top = lm.generate(prompt, 1, top_k=3, generator=seeded(3))[:, 1].bincount(minlength=11) / 4000
+    assert (top[best.indices] - best.values.softmax(-1)).abs().max() < 0.04
+    assert best.values.softmax(-1).max() > 0.4
 
 
 def test_segments_with_carried_state_equal_one_run():

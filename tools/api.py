@@ -3,7 +3,7 @@
 Nothing is imported, so neither torch nor Triton is needed to build the book. A page is made for each
 module directly in `gated` or `gated.kernels` whose name has no underscore in front, so a new chapter's
 module gets its page by itself. A page shows what the module lists in `__all__` (followed to where it is
-defined), else what it defines; a package's further public modules follow as sections.
+defined), else what it defines; a package that exports nothing itself shows its modules as sections.
 
 Docstrings are set as they are: paragraphs, `code`, lists, and indented blocks (equations) kept verbatim; the
 headings `Args:`, `Returns:`, `Raises:`, ... become bold.
@@ -24,6 +24,8 @@ Definition = ast.FunctionDef | ast.ClassDef
 HEADING = re.compile(
     r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Attributes|Source|Shapes|Example|Examples|Note|Notes):\s*(.*)$"
 )
+ENTRY = re.compile(r"\s|[\w*`][\w*`, /]*\s*(\([^)]*\))?:\s")  # of an argument list, or a line that continues one
+SPECIAL = re.compile(r"[*_<>\[\]{}|$#\\~^]")
 
 
 @cache
@@ -81,13 +83,15 @@ def find(module: str, name: str) -> tuple[str, Definition] | None:
     return None
 
 
-def escape(text: str) -> str:
+def escape(text: str, keep: str = "") -> str:
     """Everything outside `code` stands for itself; RST's double backticks and roles become code and
     mathematics."""
     text = re.sub(r":math:`([^`]+)`", lambda m: f"${m[1]}$", text)
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
     parts = re.split(r"(`[^`]*`|\$[^$\n]+\$)", text)
-    return "".join(p if i % 2 else re.sub(r"([*_<>\[\]{}|$#\\~^])", r"\\\1", p) for i, p in enumerate(parts))
+    return "".join(
+        p if i % 2 else SPECIAL.sub(lambda m: m[0] if m[0] in keep else "\\" + m[0], p) for i, p in enumerate(parts)
+    )
 
 
 def prose(text: str) -> str:
@@ -97,16 +101,17 @@ def prose(text: str) -> str:
         lines = block.rstrip().splitlines()
         first = HEADING.match(lines[0]) if lines else None
         if first:
-            out.append(f"**{first[1]}.** {escape(first[2])}".rstrip())
-            body = textwrap.dedent("\n".join(lines[1:]))
+            rest = next((i for i, line in enumerate(lines) if i and line.startswith(" ")), len(lines))
+            out.append(f"**{first[1]}.** {escape(' '.join([first[2], *lines[1:rest]]))}".rstrip())
+            body = textwrap.dedent("\n".join(lines[rest:]))
             if first[1] in ("Example", "Examples"):
                 out.append(verbatim(body))
-            elif body and all(
-                re.match(r"(\s|[\w*`][\w*`, /]*\s*(\([^)]*\))?:\s)", line) for line in body.splitlines()
-            ):
+            elif body and all(ENTRY.match(line) for line in body.splitlines()):
                 out.append("\n".join(f"- {item}" for item in entries(body)))
             elif body:
                 out.append(escape(body))
+        elif lines and all(line.startswith("|") for line in lines):
+            out.append("\n".join(escape(line, keep="|") if i != 1 else line for i, line in enumerate(lines)))
         elif lines and all(line.startswith(("    ", "\t")) for line in lines):
             out.append(verbatim(textwrap.dedent("\n".join(lines))))
         elif lines and re.match(r"[-*] ", lines[0]):
@@ -138,6 +143,12 @@ def signature(node: ast.FunctionDef, method: bool = False) -> str:
     arguments = node.args
     if method and not any(ast.unparse(d) == "staticmethod" for d in node.decorator_list):
         (arguments.posonlyargs or arguments.args)[:1] = []
+    simple: tuple[type[ast.expr], ...] = (ast.Constant, ast.Name, ast.Attribute, ast.UnaryOp, ast.Tuple)
+    # What Sphinx cannot read, and what a person would not read either, is shown as an ellipsis.
+    for defaults in (arguments.defaults, arguments.kw_defaults):
+        for i, value in enumerate(defaults):
+            if value is not None and not isinstance(value, simple):
+                defaults[i] = ast.Constant(...)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     return f"({ast.unparse(arguments)}){returns}"
 
@@ -156,9 +167,7 @@ def describe(name: str, node: Definition) -> str:
             call = re.sub(r" -> None$", "", signature(item, method=True))
             doc += "\n\n" + prose(ast.get_docstring(item) or "")
         elif isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
-            if any(
-                ast.unparse(d).split(".")[-1] in ("property", "cached_property") for d in item.decorator_list
-            ):
+            if any(ast.unparse(d).split(".")[-1] in ("property", "cached_property") for d in item.decorator_list):
                 kind = f":type: {ast.unparse(item.returns)}\n" if item.returns else ""
                 members.append(directive("property", item.name, prose(ast.get_docstring(item) or ""), kind))
             elif ast.get_docstring(item) or item.name == "forward":
@@ -170,46 +179,34 @@ def describe(name: str, node: Definition) -> str:
                     )
                 )
         elif (
-            isinstance(item, ast.AnnAssign)
-            and isinstance(item.target, ast.Name)
-            and not item.target.id.startswith("_")
+            isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_")
         ):
-            members.append(
-                directive("attribute", item.target.id, "", f":type: {ast.unparse(item.annotation)}\n")
-            )
+            members.append(directive("attribute", item.target.id, "", f":type: {ast.unparse(item.annotation)}\n"))
     return directive("class", name + call, doc + "\n\n" + "\n".join(members), fence="::::")
 
 
-def section(module: str, level: int, seen: set[int]) -> str:
-    """A module's docstring and its public names, then the same for its public submodules where
-    something is left."""
+def section(module: str, level: int) -> str:
+    """A module's docstring and its public names; a package that exports none shows its modules instead."""
     tree = parse(module)
     if tree is None:
         return ""
-    names = [
-        (name, found[1])
-        for name in exported(module)
-        if (found := find(module, name)) and id(found[1]) not in seen
-    ]
-    seen.update(id(node) for _, node in names)
-    below = (
-        "".join(section(child, level + 1, seen) for child in children(module))
-        if not module.endswith(".kernels")
-        else ""
-    )
-    doc = ast.get_docstring(tree) or ""
-    if level > 1 and not (names or below):
+    found = [(name, find(module, name)) for name in exported(module)]
+    shown = [describe(name, place[1]) for name, place in found if place]
+    if not shown:
+        shown = [section(child, level + 1) for child in children(module)]
+    if level > 1 and not any(shown):
         return ""
-    parts = [f"{'#' * level} `{module}`\n", prose(doc), f"\n```{{py:currentmodule}} {module}\n```\n"]
-    return "\n".join([*parts, *(describe(name, node) for name, node in names), below]) + "\n"
+    head = f"{'#' * level} {escape(module)}\n\n```{{py:currentmodule}} {module}\n```\n"
+    text = "\n".join([head, prose(ast.get_docstring(tree) or ""), "", *shown]) + "\n"
+    names = {name for name, place in found if place}
+    return re.sub(r"(?<![`}\w])`(\w+)`(?!`)", lambda m: "{py:obj}" * (m[1] in names) + m[0], text)
 
 
 def pages() -> dict[str, str]:
     modules = [m for m in children("gated") if m != "gated.kernels"] + children("gated.kernels")
-    out = {f"{module}.md": section(module, 1, set()) for module in sorted(modules)}
+    out = {f"{module}.md": section(module, 1) for module in sorted(modules)}
     rows = "\n".join(
-        f"- [`{name.removesuffix('.md')}`]({name}): {escape(summary(name.removesuffix('.md')))}"
-        for name in out
+        f"- [`{name.removesuffix('.md')}`]({name}): {escape(summary(name.removesuffix('.md')))}" for name in out
     )
     out["index.md"] = (
         "# The package\n\n"

@@ -59,6 +59,21 @@ def healthy() -> bool:
     return PYTHON.exists() and subprocess.run([str(PYTHON), "-c", probe], capture_output=True).returncode == 0
 
 
+BROKEN = """
+import importlib.metadata as m
+for d in m.distributions():
+    if d.files is None or not all(d.locate_file(f).exists() for f in d.files):
+        print(f"{d.name}=={d.version}")
+"""
+
+
+def repair() -> None:
+    """Install again what an interrupted pip has left with files missing: it would count as installed."""
+    found = subprocess.run([str(PYTHON), "-c", BROKEN], capture_output=True, text=True, check=True).stdout.split()
+    if found:
+        pip("install", "-q", "--ignore-installed", "--no-deps", "-c", "constraints.txt", *found)
+
+
 def ensure(extra: str) -> None:
     wanted = requirements(extra)
     lock = (ROOT / "constraints.txt").read_bytes()
@@ -82,16 +97,25 @@ def ensure(extra: str) -> None:
                 "this Python has no pip to put into .venv (Debian, Ubuntu: apt install python3-venv)"
             ) from error
     print(f"installing what `{extra}` needs ({len(wanted)} packages and theirs) ...", flush=True)
+    unfinished = VENV / ".installing"
+    interrupted = unfinished.exists()
+    unfinished.touch()
     pip("install", "-q", "-c", "constraints.txt", *wanted)
+    if interrupted:
+        repair()
     if extra == "test":
         # Building in this environment, not in an isolated one, needs no network and keeps the lock whole.
         pip("install", "-q", "--no-deps", "--no-build-isolation", "-e", ".")
     partial = stamp.with_suffix(".partial")
     partial.write_text(digest)
     partial.replace(stamp)
+    unfinished.unlink()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("extra", choices=["book", "test"])
-    ensure(parser.parse_args().extra)
+    try:
+        ensure(parser.parse_args().extra)
+    except KeyboardInterrupt:
+        raise SystemExit("\ninterrupted; the same command continues from here") from None

@@ -108,11 +108,10 @@ def hard_concrete_gate(
     generator: torch.Generator,
     check_finite: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    """z = clip(low + (high - low) y, 0, 1), y = sigmoid((log_alpha + log u - log(1 - u)) / T): exact 0 and
-    1 have mass.
+    """z = clip(low + (high - low) y, 0, 1), y = `gumbel_sigmoid_gate(log_alpha, T)`.
 
-    The binary concrete y is stretched beyond [0, 1] and folded back. The gradient is 0 where z is clipped,
-    as it should.
+    The binary concrete y is stretched beyond [0, 1] and folded back, so that exact 0 and exact 1 have mass.
+    Where z is clipped the gradient is 0.
 
     Args:
         log_alpha: location, any shape, each entry its own gate; -inf is shut, +inf open.
@@ -137,8 +136,7 @@ def hard_concrete_mode(
     *,
     check_finite: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    """z = clip(low + (high - low) sigmoid(log_alpha), 0, 1): the deterministic gate for evaluation, without
-    noise or T.
+    """z = clip(low + (high - low) sigmoid(log_alpha), 0, 1): the gate for evaluation, without noise or T.
 
     Args, Raises, Source: as in `hard_concrete_gate`.
     """
@@ -154,8 +152,7 @@ def hard_concrete_open_probability(
     *,
     check_finite: bool = False,
 ) -> Float[Tensor, "*shape"]:
-    """P(z != 0) = sigmoid(log_alpha - T log(-low / high)); its sum is the expected L0 norm, the penalty to
-    train with.
+    """P(z != 0) = sigmoid(log_alpha - T log(-low / high)); the sum is the expected L0 norm, to be penalised.
 
     Args, Raises, Source: as in `hard_concrete_gate`.
     """
@@ -164,8 +161,7 @@ def hard_concrete_open_probability(
 
 
 class HardConcrete(nn.Module):
-    """One learnable log_alpha per gate: in training a `hard_concrete_gate` draw, in evaluation its
-    `hard_concrete_mode`.
+    """One learnable log_alpha per gate: `hard_concrete_gate` in training, `hard_concrete_mode` in evaluation.
 
     Raises:
         ValueError: as in `hard_concrete_gate`; in training, no generator.

@@ -1,5 +1,4 @@
-"""Temperature against the step: each function returns a schedule, step -> T, that ends at `end` and stays
-there."""
+"""Temperature against the step. Each function returns a schedule, step -> T; past its last step T stays."""
 
 import math
 from collections.abc import Callable
@@ -24,14 +23,14 @@ def linear_schedule(start: float | int, end: float | int, steps: int) -> Schedul
 
     Raises:
         ValueError: start or end <= 0, steps < 1; from the schedule, a negative step.
-
-    Source: the straight anneal of EvoMoE's gate, Nie et al. 2021, arXiv 2112.14397.
     """
     return _anneal(start, end, steps, lambda done: (1 - done) * start + done * end)
 
 
 def exponential_schedule(start: float | int, end: float | int, steps: int) -> Schedule:
-    """T(t) = start^(1 - r) end^r: the same factor at every step. Args, Raises: as in `linear_schedule`.
+    """T(t) = start^(1 - r) end^r: the same factor at every step.
+
+    Args, Raises: as in `linear_schedule`.
 
     Source: Jang, Gu & Poole 2017, arXiv 1611.01144 (they hold T at a floor; here the floor is `end`).
     """
@@ -39,8 +38,9 @@ def exponential_schedule(start: float | int, end: float | int, steps: int) -> Sc
 
 
 def cosine_schedule(start: float | int, end: float | int, steps: int) -> Schedule:
-    """T(t) = end + (start - end) (1 + cos(pi r)) / 2: flat at both ends. Args, Raises: as in
-    `linear_schedule`.
+    """T(t) = end + (start - end) (1 + cos(pi r)) / 2: flat at both ends.
+
+    Args, Raises: as in `linear_schedule`.
 
     Source: Loshchilov & Hutter 2017, arXiv 1608.03983 (there for the learning rate).
     """

@@ -83,7 +83,7 @@ def softmax_topk_gate(
         Riquelme et al. 2021, arXiv 2106.05974.
     """
     weights = softmax_gate(logits, temperature, check_finite=check_finite)
-    # Rank the logits, not the weights: those tie where they underflow.
+    # Rank the logits, not the weights: rounding makes weights tie where the logits still differ.
     weights = weights.masked_fill(~topk_mask(logits, k), 0)
     return weights / weights.sum(-1, keepdim=True) if renormalise else weights
 

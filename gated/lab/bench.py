@@ -13,12 +13,10 @@ do not.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +25,6 @@ from scipy import stats
 from torch.utils._pytree import tree_leaves
 
 from gated.lab.claims import Number
-from gated.lab.claims import collect as _collect
 from gated.lab.style import Shown, Table, interval_text
 
 MIME = "application/vnd.gated.bench+json"
@@ -158,9 +155,7 @@ def fit_exponent(
     """
     x, y = np.asarray(sizes, dtype=np.float64), np.asarray(times, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1 or len(np.unique(x)) < 3:
-        raise ValueError(
-            f"sizes and times must pair at least three sizes, got shapes {x.shape} and {y.shape}"
-        )
+        raise ValueError(f"sizes and times must pair at least three sizes, got shapes {x.shape} and {y.shape}")
     if not ((x > 0) & (y > 0) & np.isfinite(x) & np.isfinite(y)).all():
         raise ValueError("sizes and times must be positive and finite")
     line = stats.linregress(np.log(x), np.log(y))
@@ -237,11 +232,6 @@ class Report(Shown):
     def table(self) -> Table:
         rows = [_cells(row) for row in self.rows]
         return Table(("Case", "Ours", "Peer", "Result"), rows, mime={MIME: {"rows": self.rows}})
-
-
-def collect(notebooks: Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
-    """The benchmark rows that executed notebooks carry in their outputs: what `make bench` writes."""
-    return _collect(map(Path, notebooks), MIME)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str | tuple[str, str], ...]:

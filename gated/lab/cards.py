@@ -1,7 +1,7 @@
 """The thirteen papers as cards: what flows, who decides, hard or soft, how the decision is learned.
 
-`CARDS["gla"]` heads its chapter; `cards_table()` is the primer's table. A chapter that is written sets its
-card's `status` to "written".
+`CARDS["gla"]` heads its chapter; `cards_table()` is the primer's table. Their text is in `_data/cards.toml`: a
+chapter that is written sets its card's `status` there to "written".
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class Card:
 
     def __str__(self) -> str:
         fields = "\n".join(f"{name}: {text}" for name, text in self.answers().items())
-        return (
-            f"{self.title}\n{self.authors}. {self.venue}, {self.year}. {self.link}\n{self.sentence}\n{fields}"
-        )
+        return f"{self.title}\n{self.authors}. {self.venue}, {self.year}. {self.link}\n{self.sentence}\n{fields}"
 
     __repr__ = __str__
 
@@ -80,7 +78,7 @@ CARDS: dict[str, Card] = _load()
 
 def cards_table() -> Table:
     """The thirteen papers as one table, in the book's order; chapters to come say so."""
-    rows = []
+    rows: list[tuple[str | tuple[str, str], ...]] = []
     for card in CARDS.values():
         name = card.chapter if card.status == "written" else f"{card.chapter} (coming)"
         rows.append(((name, f"{card.title}. {card.venue}, {card.year}"), *card.answers().values()))

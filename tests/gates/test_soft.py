@@ -114,6 +114,13 @@ def test_entmax_against_the_authors_library(alpha, peer):
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("alpha", [1.05, 1.8])
+def test_entmax_derivatives_with_and_without_shut_gates(alpha):
+    logits = torch.tensor(RNG.normal(scale=2, size=(3, 5)), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda l: entmax_gate(l, alpha), logits)
+    assert torch.autograd.gradgradcheck(lambda l: entmax_gate(l, alpha), logits)
+
+
 def test_entmax_tends_to_softmax():
     logits = torch.tensor(RNG.normal(size=(5, 4)))
     assert torch.equal(entmax_gate(logits, 1), softmax_gate(logits))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 from torch.nn.functional import logsigmoid
+from torch.utils.flop_counter import FlopCounterMode
 
 from gated.kernels.gla import chunk_gla, cpu, fused_recurrent_gla, naive_recurrent_gla
 
@@ -308,3 +309,16 @@ def test_what_autograd_keeps_grows_with_the_inputs_and_not_with_states():
     inputs = 4 * 4 * 64 * 4  # four tensors a step, four heads, 64 channels, four bytes
     assert kept(chunk_gla, 4096) - kept(chunk_gla, 2048) < 1.02 * 2048 * inputs
     assert kept(naive_recurrent_gla, 64) > 10 * 64 * inputs
+
+
+def test_counted_operations_are_the_cost_model():
+    gen = torch.Generator().manual_seed(15)
+    q, k, v, _ = (y.requires_grad_() for y in problem(gen, 2, 256, 3, 16, 8, torch.float32))
+    g = (logsigmoid(normal(gen, *q.shape)) / 16).float().requires_grad_()
+    for recorded in (False, True):
+        with FlopCounterMode(display=False) as forward, torch.set_grad_enabled(recorded):
+            o, _ = chunk_gla(q, k, v, g)
+        assert forward.get_total_flops() == 2 * 256 * 3 * (4 * 16 * 8 + 64 * (16 + 8))
+    with FlopCounterMode(display=False) as backward:
+        o.sum().backward()
+    assert backward.get_total_flops() == pytest.approx(2.5 * forward.get_total_flops(), rel=0.05)

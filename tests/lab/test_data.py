@@ -131,10 +131,12 @@ def test_an_epoch_shows_each_example_once():
 
 @given(st.integers(1, 59), st.integers(0, 3))
 def test_split_is_balanced_and_loses_nothing(test, seed):
-    labelled = data.Labelled(torch.arange(60)[:, None], torch.arange(60) % 3)
+    y = torch.tensor([0, 0, 1, 0, 1, 2] * 10)  # 30, 20 and 10 of a class
+    labelled = data.Labelled(torch.arange(60)[:, None], y)
     parts = data.split(labelled, test, generator(seed))
     assert len(parts.test.y) == test
     assert torch.cat([parts.train.x, parts.test.x]).flatten().sort().values.tolist() == list(range(60))
     counts = parts.test.y.bincount(minlength=3)
-    assert counts.max() - counts.min() <= 1
-    assert all((part.x[:, 0] % 3 == part.y).all() for part in parts)
+    short = counts < torch.tensor([30, 20, 10])  # a class that is used up may lag behind
+    assert counts.max() - counts[short].min() <= 1
+    assert all((y[part.x[:, 0]] == part.y).all() for part in parts)

@@ -36,6 +36,7 @@ GOOD = {
         ("interval", (2, 1)),
         ("interval", 3.0),
         ("interval", (0, float("nan"))),
+        ("interval", (0, float("inf"))),
     ],
 )
 def test_a_claim_names_what_is_wrong(name, value):
@@ -107,6 +108,10 @@ def test_a_figure_needs_words_and_must_stay_small():
     for alt in ("", "a plot"):
         with pytest.raises(ValueError, match="alt"):
             style.show(fig, alt)
+    ax.set_title(r"$\mathcal{L}$")
+    with pytest.raises(ValueError, match="sign"):
+        style.show(fig, "letters that only one font has")
+    ax.set_title("")
     ax.scatter(*np.random.default_rng(0).normal(size=(2, 20_000)))
     with pytest.raises(ValueError, match="rasterized"):
         style.show(fig, "far too many points for vectors")

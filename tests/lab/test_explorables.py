@@ -321,7 +321,8 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
     assert page.evaluate("document.documentElement.scrollWidth") <= 340
     page.evaluate("document.body.style.color = 'rgb(1, 2, 3)'")
     colours = page.evaluate(
-        """() => ['.gx svg text', '[data-handle] circle'].map((query) => getComputedStyle(document.querySelector(query)).fill)"""
+        """() => ['.gx svg text', '[data-handle] circle'].map(
+            (query) => getComputedStyle(document.querySelector(query)).fill)"""
     )
     assert colours[0] == "rgb(1, 2, 3)"  # the words take the page's own colour
     assert colours[1] == {"light": "rgb(0, 114, 178)", "dark": "rgb(86, 180, 240)"}[theme]
@@ -336,7 +337,8 @@ def test_the_same_file_drives_a_widget(visit, figure):
     page = visit("<div></div>")
     page.evaluate(
         """async ([source, state]) => {
-        const { default: { render } } = await import(URL.createObjectURL(new Blob([source], { type: 'text/javascript' })));
+        const file = new Blob([source], { type: 'text/javascript' });
+        const { default: { render } } = await import(URL.createObjectURL(file));
         const heard = {};
         window.sent = [];
         window.model = {
@@ -381,6 +383,15 @@ def test_the_page_holds_all_that_it_needs_and_the_same_bytes_each_time(figure):
     assert set(re.findall(r"https?://[^\"' )]+", html)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"currentScript|\bimport\b|\brequire\(|\bfetch\(|@import|url\(", html)
     assert "0x" not in first["text/plain"] and len(html) < 100_000
+
+
+def test_the_figure_does_not_depend_on_the_default_dtype():
+    html = GateExplorable().html()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert GateExplorable().html() == html
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_state_with_markup_in_it_cannot_end_the_script(visit):
@@ -500,6 +511,21 @@ def test_noise_gives_a_shut_expert_a_gradient_and_tokens():
 def test_bad_input_is_named(make, argument):
     with pytest.raises(ValueError, match=f"^{argument} "):
         make()
+
+
+def test_the_notebooks_show_the_current_figures():
+    """A figure in a committed notebook is a copy: after a change here the notebook must be executed again."""
+    book, found = Path(__file__).parents[2] / "book", []
+    for path in book.glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                for figure in FIGURES:
+                    if f'data-explorable="{figure.name}"' in html:
+                        found.append(figure.name)
+                        assert figure.module().replace("export default { render };", "") in html, path.name
+                        assert explorable._read("figure.css") in html, path.name
+    assert "gates" in found
 
 
 def test_files_are_shipped_beside_the_code():

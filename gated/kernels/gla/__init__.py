@@ -24,6 +24,8 @@ from itertools import pairwise, repeat
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils.flop_counter import register_flop_formula
 
 from gated.kernels.gla import cpu
 from gated.kernels.gla.reference import naive_recurrent_gla
@@ -105,7 +107,8 @@ def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens,
     _check_shapes(q, k, v, g, initial_state, cu_seqlens, _GATE[form])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # Where nothing is recorded the operator's dispatch is left out: decoding calls this once a token and layer.
-    plain = type(q) is Tensor and q.is_cpu and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    plain = type(q) is Tensor and q.is_cpu and not watched
     o, state, _ = (_gla_cpu if plain else torch.ops.gated.gla)(
         q, k, v, g, scale, initial_state, cu_seqlens, form
     )
@@ -160,6 +163,8 @@ def _check_shapes(q, k, v, g, initial_state, cu_seqlens, gate) -> None:
             )
         if y.device != q.device:
             raise ValueError(f"{name} is on {y.device} but q is on {q.device}; move one of them")
+    if q.is_cuda and q.dtype == torch.float64:
+        raise ValueError("q is float64 on a GPU, whose kernels compute in float32; use q.float(), or q.cpu()")
     for name, y in (("k", k), ("v", v)):
         if y.dtype != q.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}; got {y.dtype}")
@@ -218,8 +223,8 @@ def _check_gate(g: Tensor, name: str) -> None:
         wrong = ~(g <= 0)
         where = _first(wrong)
         raise ValueError(
-            f"{name} is the log of a gate and must be at most 0 (−inf is a reset) and not NaN; got {g[where].item()} at "
-            f"{where}. Pass logsigmoid(z), not sigmoid(z)"
+            f"{name} is the log of a gate and must be at most 0 (−inf is a reset) and not NaN; got {g[where].item()} "
+            f"at {where}. Pass logsigmoid(z), not sigmoid(z)"
         )
 
 
@@ -249,32 +254,25 @@ def _state_dtype(q: Tensor) -> torch.dtype:
 _SCHEMA = "(Tensor q, Tensor k, Tensor v, Tensor g, float scale, Tensor? initial_state, Tensor? cu_seqlens"
 
 
-@torch.library.custom_op(
-    "gated::gla",
-    mutates_args=(),
-    device_types="cuda",
-    schema=f"{_SCHEMA}, str form) -> (Tensor, Tensor, Tensor)",
-)
-def _gla(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    scale: float,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    form: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gla_gpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
     """Outputs, last states, and the states that the backward starts from (none on a GPU: it computes them again)."""
     from gated.kernels.gla import gpu
 
     packing = _Packing(q, cu_seqlens, 1 if form == "recurrent" else gpu.CHUNK)
     forward = gpu.recurrent_forward if form == "recurrent" else gpu.chunk_forward
     h0 = None if initial_state is None else initial_state.float().contiguous()
-    o, state = forward(
-        *(packing.pack(y) for y in (q, k, v)), packing.pack(g.float()), scale, h0, packing.offsets
-    )
+    inputs = [packing.pack(y) for y in (q, k, v, g.float())]
+    o, state = forward(*inputs, scale, h0, packing.offsets)
     return packing.unpack(o), state, state.new_empty(0)
+
+
+_gla = torch.library.custom_op(
+    "gated::gla",
+    _gla_gpu,
+    mutates_args=(),
+    device_types="cuda",
+    schema=f"{_SCHEMA}, str form) -> (Tensor, Tensor, Tensor)",
+)
 
 
 @_gla.register_kernel("cpu")
@@ -299,35 +297,24 @@ def _gla_fake(q, k, v, g, scale, initial_state, cu_seqlens, form):
     return torch.empty_like(v, memory_format=torch.contiguous_format), state, entering
 
 
-@torch.library.custom_op(
-    "gated::gla_backward",
-    mutates_args=(),
-    device_types="cuda",
-    schema=f"{_SCHEMA}, Tensor entering, Tensor do, Tensor dstate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _gla_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    scale: float,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    entering: Tensor,
-    do: Tensor,
-    dstate: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gla_backward_gpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do, dstate):
     """Gradients of q, k, v, g and of the initial state."""
     from gated.kernels.gla import gpu
 
     packing = _Packing(q, cu_seqlens, gpu.CHUNK)
     h0 = None if initial_state is None else initial_state.float().contiguous()
-    inputs = [packing.pack(y) for y in (q, k, v)]
-    grads = gpu.chunk_backward(
-        *inputs, packing.pack(g.float()), scale, h0, packing.offsets, packing.pack(do), dstate.contiguous()
-    )
-    dq, dk, dv, dg = (packing.unpack(y).to(x.dtype) for y, x in zip(grads[:4], (q, k, v, g), strict=True))
-    return dq, dk, dv, dg, grads[4]
+    inputs = [packing.pack(y) for y in (q, k, v, g.float())]
+    *grads, dinitial = gpu.chunk_backward(*inputs, scale, h0, packing.offsets, packing.pack(do), dstate.contiguous())
+    return *(packing.unpack(y).to(x.dtype) for y, x in zip(grads, (q, k, v, g), strict=True)), dinitial
+
+
+_gla_backward = torch.library.custom_op(
+    "gated::gla_backward",
+    _gla_backward_gpu,
+    mutates_args=(),
+    device_types="cuda",
+    schema=f"{_SCHEMA}, Tensor entering, Tensor do, Tensor dstate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @_gla_backward.register_kernel("cpu")
@@ -361,6 +348,22 @@ def _autograd(ctx, do, dstate, _):
 
 
 _gla.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.gated.gla)
+def _flops(q, k, v, g, scale, initial_state, cu_seqlens, form, out_shape=None, **_) -> int:
+    """The chapter's cost model: two operations a multiply-add, the triangle of scores counted as half a square."""
+    batch, time, heads, key = q
+    chunk = min(cpu.CHUNK, time) if form == "chunk" else 1
+    return batch * time * heads * (4 * key * v[3] + chunk * (key + v[3]))
+
+
+@register_flop_formula(torch.ops.gated.gla_backward)
+def _flops_backward(q, k, v, g, *_, out_shape=None, **__) -> int:
+    """The scores and the states once more, and two products for each of the forward's four."""
+    batch, time, heads, key = q
+    chunk, value = min(cpu.CHUNK, time), v[3]
+    return batch * time * heads * (2 * key * value + chunk * key) + 2 * _flops(q, k, v, g, 1.0, None, None, "chunk")
 
 
 def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> int:

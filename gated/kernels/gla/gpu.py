@@ -2,47 +2,52 @@
 
 Per head, with log gates g_t <= 0 (-inf is a hard reset), rows as vectors and s the scale,
 
-    S_t = Diag(e^{g_t}) S_{t-1} + k_t^T v_t          o_t = s q_t S_t                                     (recurrence)
+    S_t = Diag(e^{g_t}) S_{t-1} + k_t^T v_t,     o_t = s q_t S_t                            (recurrence)
 
-A chunk is C = 64 steps. Inside it P_t sums g from the chunk's first step to t, R_t sums g from t + 1 to the chunk's last
-step; neither is ever positive, and neither is ever a difference, so no weight overflows and g = -inf gives no inf - inf:
+A chunk is C = 64 steps. Inside it P_t sums g from the chunk's first step to t, and R_t from t + 1 to the chunk's
+last step. Neither is ever positive and neither is a difference, so no weight overflows, none loses digits to
+cancellation, and g = -inf gives no inf - inf:
 
-    S_{n+1} = Diag(e^{P_C}) S_n + (K e^R)^T V        O = s (Q e^P) S_n + A V                             (chunk n)
-    A_ij = s sum_d q_id k_jd e^{g_{j+1,d} + ... + g_id} for i >= j, else 0                               (scores)
+    S_{n+1} = Diag(e^{P_C}) S_n + (K e^R)^T V,   O = s (Q e^P) S_n + A V                    (chunk n)
+    A_ij = s sum_d q_id k_jd e^{g_{j+1,d} + ... + g_id} for i >= j, else 0                  (scores)
 
-**Scores as matrix products.** Let h be the highest bit in which the row numbers i > j differ. Then i lies in the right
-and j in the left half of one block of 2h rows. With P^h, R^h the same sums restricted to half blocks of h rows, the weight of
-the pair is e^{P^h_i} e^{R^h_j}: a reference between the two, both exponents <= 0. One row matrix serves both factors,
+**Scores as matrix products.** Let h be the highest bit in which the row numbers i > j differ. Then i lies in the
+right and j in the left half of one block of 2h rows. With P^h, R^h the same sums inside half blocks of h rows, the
+pair's weight is e^{P^h_i} e^{R^h_j}: a reference between the two, both exponents <= 0. One matrix holds both factors,
 
-    Y = where(right half, Q e^{P^h}, K e^{R^h})      A_ij = s (Y Y^T)_ij   for all pairs of level h
+    Y = where(right half, Q e^{P^h}, K e^{R^h}),   A_ij = s (Y Y^T)_ij for all pairs of level h
 
-so that log2(C) = 6 products of 64 x 64 x K on the tensor cores give all of A below its diagonal, which is q_i . k_i. Both
-sums of a block grow from those of its halves (`_join`): six additions of equal sign lead from single rows to the chunk.
+so that log2 C = 6 products of 64 x K x 64 on the tensor cores give all of A below its diagonal, which is s q_i.k_i.
+Both sums of a block grow from those of its halves (`_join`): six additions lead from single rows to the chunk.
 
-**Backward.** With dS_n the gradient of the state that enters chunk n (dS_N that of the final state), D = s (dO V^T):
+**Backward.** With dS_n the gradient of the state that enters chunk n (dS_N that of the final state), D = s dO V^T,
 
-    dS_n = Diag(e^{P_C}) dS_{n+1} + s (Q e^P)^T dO   dV = A^T dO + (K e^R) dS_{n+1}                      (time reversed)
-    dQ = s (dO S_n^T) e^P + ...,  dK = (V dS_{n+1}^T) e^R + ...   where with D made symmetric and cut to level h
-    W = e^{P^h or R^h} (D Y)  is added to dQ in right halves, to dK in left halves, and D_ii k_i, D_ii q_i on the diagonal.
+    dS_n = Diag(e^{P_C}) dS_{n+1} + s (Q e^P)^T dO,   dV = A^T dO + (K e^R) dS_{n+1}        (time reversed)
+    dQ = s (dO S_n^T) e^P + ...,   dK = (V dS_{n+1}^T) e^R + ...
 
-A gate g_t is passed by every pair (j written, i read) with j < t <= i, so dg_t counts the pairs' contributions
-s q_i A-weight k_j dO_i.V_j. Those of reads i >= t minus those of writes j >= t leave exactly these; the diagonal pairs and
-the pairs whose partner is in another chunk are kept out of the difference, because they would only cancel:
+where, with D made symmetric and cut to the pairs of level h, e^{P^h} W or e^{R^h} W with W = D Y is added to dQ in
+right halves or to dK in left ones; the diagonal adds D_ii k_i to dQ and D_ii q_i to dK.
 
-    dg_t = sum_{i>=t} (q dQ)_i + sum_{j<t} (k dK)_j + e^{P_C} rowsum(S_n dS_{n+1})      dQ, dK: the state's parts
-         + sum_{i>=t} (+ Y W' in right halves, - Y W' in left halves), all levels       W' = D Y
+Gate g_t is passed by every pair (written at j, read at i) with j < t <= i. So dg_t sums the pairs' shares q_i dQ_i of
+the reads i >= t, less the shares k_j dK_j of the writes j >= t. The diagonal, and pairs whose partner lies in another
+chunk, would only cancel there; they are left out of the difference, and what remains cancels within a chunk:
 
-Reading o and dV is one kernel (`_read`), writing S and dS another (`_write`): the backward pass is the forward pass with q and k
-exchanged and time reversed. Products take operands in the inputs' dtype, rounded after the decay is multiplied in, and
-accumulate in float32 (float32 inputs: IEEE products). The running state is float32; the states kept for each chunk have
-the dtype in which the products read them.
+    dg_t = sum_{i>=t} (Y W in right halves, -Y W in left ones, all levels) + sum_{i>=t} q_i dQ_i + sum_{j<t} k_j dK_j
+         + e^{P_C} rowsum(S_n dS_{n+1}),                  dQ, dK: only the parts that come from the states
 
-Source: Yang et al., Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv 2312.06635, sections 3 and 4
-(chunks, secondary chunking, gate gradient); the halving of blocks with sums that never cancel is this package's.
+Reading (o, dV) is one kernel, `_read`, and writing (S, dS) another, `_write`: the backward pass is the forward pass
+with q and k exchanged and time reversed. Products take operands in the inputs' dtype, rounded after the decay is
+multiplied in, and accumulate in float32 (float32 inputs: IEEE products). The running state is float32; the states kept
+for each chunk have the dtype in which the products read them.
+
+Source: Yang et al. 2024, "Gated Linear Attention Transformers with Hardware-Efficient Training" (arXiv 2312.06635):
+chunks, secondary chunking, gate gradient. Halving blocks down to single rows, with sums that never cancel, is ours.
 
 All tensors are contiguous, packed over sequences: q, k, g [L, H, K], v [L, H, V], states [N, H, K, V] float32.
 Sequence n owns the chunks (or tokens, for the recurrent form) offsets[n] ... offsets[n + 1] - 1.
 """
+
+from typing import no_type_check  # a run-time type checker must leave the kernels' source as it is
 
 import torch
 import triton
@@ -50,13 +55,13 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 64
-WARPS, STAGES = 8, 1
 C = tl.constexpr(CHUNK)
 LEVELS = tl.constexpr(6)  # C = 2**LEVELS
 LOG2E = tl.constexpr(1.4426950408889634)  # gates are scaled once, so that every exponential is the hardware's exp2
 
 
 @triton.jit
+@no_type_check
 def _join(P, R, row, half, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Sums of blocks of 2*half rows from those of their halves: each half adds the total of its sibling."""
     last = (row ^ half) | (half - 1)  # the last row of the sibling half: there P is the sibling's total
@@ -66,9 +71,10 @@ def _join(P, R, row, half, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _write(x, y, g, start, states, final, offsets, scale, H, K: tl.constexpr, V: tl.constexpr,
            BK: tl.constexpr, BV: tl.constexpr, REVERSE: tl.constexpr):
-    """S <- Diag(e^{P_C}) S + (x e^R)^T y over the chunks of a sequence; in reverse (scale x e^P)^T y. Keeps S before each."""
+    """S <- Diag(e^{P_C}) S + (x e^R)^T y over a sequence, in reverse (scale x e^P)^T y; keeps S before each chunk."""
     n, head = tl.program_id(0) // H, tl.program_id(0) % H
     key, value = tl.program_id(1) * BK + tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
     row = tl.arange(0, C)
@@ -94,11 +100,11 @@ def _write(x, y, g, start, states, final, offsets, scale, H, K: tl.constexpr, V:
             decayed = a.to(tl.float32) * tl.exp2(tl.cumsum(after.to(tl.float32) * LOG2E, 0, reverse=True))
         S = S * tl.exp2(tl.sum(gate, 0))[:, None]
         S += tl.dot(tl.trans(decayed.to(b.dtype)), b, input_precision="ieee")
-    if final is not None:
-        tl.store(final + sequence + tile, S, mask=inside)
+    tl.store(final + sequence + tile, S, mask=inside)
 
 
 @triton.jit
+@no_type_check
 def _read(q, k, g, x, states, out, scale, H, K: tl.constexpr, V: tl.constexpr,
           BK: tl.constexpr, BV: tl.constexpr, REVERSE: tl.constexpr):
     """A x + scale (q e^P) S for one chunk; in reverse A^T x + (k e^R) S."""
@@ -142,6 +148,7 @@ def _read(q, k, g, x, states, out, scale, H, K: tl.constexpr, V: tl.constexpr,
 
 
 @triton.jit
+@no_type_check
 def _grad(q, k, v, g, do, states, dstates, dq, dk, dg, scale, H, K: tl.constexpr, V: tl.constexpr,
           BK: tl.constexpr, BV: tl.constexpr):
     """dq, dk, dg of one chunk and one block of key channels, from the state before and the state gradient after it."""
@@ -167,7 +174,9 @@ def _grad(q, k, v, g, do, states, dstates, dq, dk, dg, scale, H, K: tl.constexpr
     bk = tl.load(k + key_at, mask=(key < K)[None, :], other=0.0)
     P = tl.load(g + key_at, mask=(key < K)[None, :], other=0.0).to(tl.float32) * LOG2E
     R = tl.zeros((C, BK), tl.float32)
-    bdq, bdk, bdg = bk * diagonal, bq * diagonal, tl.zeros((C, BK), tl.float32)
+    bdq = tl.zeros((C, BK), tl.float32)
+    bdk = tl.zeros((C, BK), tl.float32)
+    bdg = tl.zeros((C, BK), tl.float32)
     for level in range(LEVELS):
         half = 1 << level
         right = ((row & half) != 0)[:, None]
@@ -175,7 +184,8 @@ def _grad(q, k, v, g, do, states, dstates, dq, dk, dg, scale, H, K: tl.constexpr
         Y = (tl.where(right, bq, bk).to(tl.float32) * decay).to(bq.dtype)
         pairs = ((row >> level)[:, None] ^ (column >> level)[None, :]) == 1
         W = tl.dot(tl.where(pairs, D, 0.0), Y, input_precision="ieee")
-        bdg += tl.where(right, Y, -Y).to(tl.float32) * W  # the rounded Y, so that equal and opposite terms cancel exactly
+        # Y as rounded for the product: the two terms of a pair are then the same number, and cancel exactly
+        bdg += tl.where(right, Y, -Y).to(tl.float32) * W
         bdq += tl.where(right, decay * W, 0.0)
         bdk += tl.where(right, 0.0, decay * W)
         P, R = _join(P, R, row, half, C, BK)
@@ -198,8 +208,8 @@ def _grad(q, k, v, g, do, states, dstates, dq, dk, dg, scale, H, K: tl.constexpr
     P = tl.exp2(P)
     from_state *= P * scale
     to_state *= tl.exp2(R)
-    tl.store(dq + key_at, (bdq + from_state).to(dq.dtype.element_ty), mask=(key < K)[None, :])
-    tl.store(dk + key_at, (bdk + to_state).to(dk.dtype.element_ty), mask=(key < K)[None, :])
+    tl.store(dq + key_at, (bdq + from_state + bk * diagonal).to(dq.dtype.element_ty), mask=(key < K)[None, :])
+    tl.store(dk + key_at, (bdk + to_state + bq * diagonal).to(dk.dtype.element_ty), mask=(key < K)[None, :])
     through *= tl.sum(tl.where((row == C - 1)[:, None], P, 0.0), 0)
     before = tl.broadcast_to(tl.maximum(row - 1, 0)[:, None], (C, BK))
     written = tl.where((row > 0)[:, None], tl.gather(bk.to(tl.float32) * to_state, before, 0), 0.0)
@@ -208,6 +218,7 @@ def _grad(q, k, v, g, do, states, dstates, dq, dk, dg, scale, H, K: tl.constexpr
 
 
 @triton.jit
+@no_type_check
 def _step(q, k, v, g, start, o, final, offsets, scale, H, K: tl.constexpr, V: tl.constexpr,
           BK: tl.constexpr, BV: tl.constexpr):
     """The recurrence itself, token by token, with all key channels of BV state columns in registers."""
@@ -235,27 +246,28 @@ def _block(size: int, most: int = 2**20) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def tiles(kernel: str, K: int, V: int) -> dict[str, int]:
-    """Key and value block sizes of a kernel: what the launches below and the ahead-of-time report both use."""
+def plan(kernel: str, K: int, V: int, hip: bool = torch.version.hip is not None) -> dict[str, int]:
+    """Tile sizes, warps and stages of a kernel: what is launched below, and what is compiled ahead of time."""
+    # the most warps that leave no register spilled; only the walk over chunks gains from loading one step ahead
+    warps = {"num_warps": 4 if hip else 8, "num_stages": 2 if kernel == "_write" and not hip else 1}
     if kernel == "_step":  # all K channels at once, so that o needs no second pass; 4096 numbers of state a program
         BK = _block(K)
-        return {"BK": BK, "BV": _block(V, max(16, 4096 // BK))}
-    return {"BK": _block(K, 64), "BV": _block(V, 128 if kernel == "_read" else 64)}
+        return {"BK": BK, "BV": _block(V, max(16, 4096 // BK)), **warps}
+    return {"BK": _block(K, 32), "BV": _block(V, 64 if kernel == "_grad" else 128), **warps}
 
 
 def _launch(kernel, grid, *arguments, K: int, V: int, **constants) -> None:
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device; no-op on CPU (interpreter)
-        kernel[grid](*arguments, K=K, V=V, **tiles(kernel.__name__, K, V), **constants,
-                     num_warps=WARPS, num_stages=STAGES)
+        kernel[grid](*arguments, K=K, V=V, **constants, **plan(kernel.__name__, K, V))
 
 
-def _states(x: Tensor, y: Tensor, g: Tensor, start: Tensor | None, offsets: Tensor, scale: float, reverse: bool,
-            ends: bool = True) -> tuple[Tensor, Tensor | None]:
-    """The state before each chunk [L/C, H, K, V] in y's dtype and, if asked for, the one after the last [N, H, K, V]."""
+def _states(x: Tensor, y: Tensor, g: Tensor, start: Tensor | None, offsets: Tensor, scale: float,
+            reverse: bool) -> tuple[Tensor, Tensor]:
+    """The state before each chunk [L/C, H, K, V] in y's dtype, and the one after the last [N, H, K, V]."""
     (L, H, K), V, N = x.shape, y.shape[-1], offsets.numel() - 1
     states = y.new_empty(L // CHUNK, H, K, V)
-    final = y.new_empty(N, H, K, V, dtype=torch.float32) if ends else None
-    block = tiles("_write", K, V)
+    final = y.new_empty(N, H, K, V, dtype=torch.float32)
+    block = plan("_write", K, V)
     grid = (N * H, triton.cdiv(K, block["BK"]), triton.cdiv(V, block["BV"]))
     _launch(_write, grid, x, y, g, start, states, final, offsets, scale, H, K=K, V=V, REVERSE=reverse)
     return states, final
@@ -263,7 +275,7 @@ def _states(x: Tensor, y: Tensor, g: Tensor, start: Tensor | None, offsets: Tens
 
 def _outputs(q: Tensor, k: Tensor, g: Tensor, x: Tensor, states: Tensor, scale: float, reverse: bool) -> Tensor:
     (L, H, K), V, out = q.shape, x.shape[-1], torch.empty_like(x)
-    grid = (L // CHUNK * H, triton.cdiv(V, tiles("_read", K, V)["BV"]))
+    grid = (L // CHUNK * H, triton.cdiv(V, plan("_read", K, V)["BV"]))
     _launch(_read, grid, q, k, g, x, states, out, scale, H, K=K, V=V, REVERSE=reverse)
     return out
 
@@ -279,11 +291,11 @@ def chunk_backward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, h0:
                    do: Tensor, dht: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv in the inputs' dtypes, dg and dh0 in float32; the forward's states are recomputed, not kept."""
     (L, H, K), V, do = q.shape, v.shape[-1], do.to(v.dtype).contiguous()
-    states, _ = _states(k, v, g, h0, offsets, scale, reverse=False, ends=False)
+    states, _ = _states(k, v, g, h0, offsets, scale, reverse=False)
     dstates, dh0 = _states(q, do, g, dht, offsets, scale, reverse=True)
     dv = _outputs(q, k, g, do, dstates, scale, reverse=True)
     dq, dk, dg = torch.empty_like(q), torch.empty_like(k), torch.empty_like(g, dtype=torch.float32)
-    grid = (L // CHUNK * H, triton.cdiv(K, tiles("_grad", K, V)["BK"]))
+    grid = (L // CHUNK * H, triton.cdiv(K, plan("_grad", K, V)["BK"]))
     _launch(_grad, grid, q, k, v, g, do, states, dstates, dq, dk, dg, scale, H, K=K, V=V)
     return dq, dk, dv, dg, dh0
 
@@ -293,6 +305,6 @@ def recurrent_forward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, 
     """o and the final states by the recurrence, for decoding and short sequences; any L, offsets in tokens."""
     (_, H, K), V, N = q.shape, v.shape[-1], offsets.numel() - 1
     o, ht = torch.empty_like(v), v.new_empty(N, H, K, V, dtype=torch.float32)
-    grid = (N * H, triton.cdiv(V, tiles("_step", K, V)["BV"]))
+    grid = (N * H, triton.cdiv(V, plan("_step", K, V)["BV"]))
     _launch(_step, grid, q, k, v, g, h0, o, ht, offsets, scale, H, K=K, V=V)
     return o, ht

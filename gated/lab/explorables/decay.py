@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gated.lab.explorables.drawing import Axis, rule, svg, tag, text
+from gated.lab.explorables.drawing import Axis, formula, rule, sup, svg, tag, text
 from gated.lab.explorables.explorable import Explorable
 
 Scheme = Literal["one piece", "chunk", "sub-chunk"]
 SCHEMES: tuple[Scheme, ...] = ("one piece", "chunk", "sub-chunk")
-WORDS = "the cat sat on the mat . then it slept all day . at night it hunted mice in the old barn again .".split()
+SENTENCE = "the cat sat on the mat . then it slept all day . at night it hunted mice in the old barn again ."
+WORDS = SENTENCE.split()
 LIMITS = {"fp16": float(np.log(65504.0)), "fp32": float(np.log(3.4028234663852886e38))}
 """The largest x for which exp(x) is finite. bfloat16 has the range of fp32."""
 
@@ -114,6 +115,11 @@ _NAMES = {
     "chunk": "a reference per chunk",
     "sub-chunk": "a reference per sub-chunk",
 }
+_SPLIT = formula(sup("e", "G_t − G_i"), "=", sup("e", "G_t − R"), "·", sup("e", "R − G_i"))
+_WHY = (
+    "A matrix product needs each weight split in two, at a reference R. If R lies before token i, the second "
+    "exponent is positive and grows with the distance. If R lies between the tokens, neither exponent passes 0."
+)
 T = len(WORDS)
 MIXED = [
     -3.1,
@@ -253,6 +259,7 @@ class DecayExplorable(Explorable):
         key = "".join(tag("span", words, style=f"--gx-swatch: {_COLOURS[part]}") for part, words in _PARTS.items())
         side = (
             tag("div", self._exponents(v), class_="gx-figure")
+            + tag("div", _SPLIT, tag("p", _WHY), class_="gx-note")
             + tag("div", class_="gx-controls")
             + tag("dl", listed, class_="gx-numbers")
         )
@@ -399,7 +406,7 @@ class DecayExplorable(Explorable):
             marks += [rule(place(limit), 43 + 36 * row, place(limit), 57 + 36 * row, faint=False) for row in range(3)]
             marks.append(rule(place(limit), 140, place(limit), 146, faint=False))
             marks.append(text(f"{limit:.1f}", place(limit), 158, small=True, text_anchor="middle"))
-            marks.append(text(name, place(limit), 171, small=True, text_anchor="middle"))
+            marks.append(text(name.replace("fp32", "fp32, bf16"), place(limit), 171, small=True, text_anchor="middle"))
         marks += [
             text(label, place(value), 158, small=True, text_anchor="middle")
             for value, label in {0: "0", 1000: "1,000", 30000: "30,000"}.items()

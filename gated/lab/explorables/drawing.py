@@ -74,39 +74,35 @@ def svg(width: Number, height: Number, label: str, *content: str, **attributes: 
     )
 
 
-# MathML, enough for the equations of the figures.
-def mi(name: str) -> str:
-    return f"<mi>{name}</mi>"
-
-
-def mo(sign: str) -> str:
-    return f"<mo>{sign}</mo>"
-
-
-def mn(number: str) -> str:
-    return f"<mn>{number}</mn>"
-
-
+# MathML, enough for the figures' equations. A part is markup, or words that `row` turns into markup one by one.
 def row(*parts: str) -> str:
-    return f"<mrow>{''.join(parts)}</mrow>"
+    """The parts side by side: ``row("w_i ≈", frac("1", "k"))``."""
+    written = (part if part.startswith("<") else "".join(map(_symbol, part.split())) for part in parts)
+    return f"<mrow>{''.join(written)}</mrow>"
 
 
-def sub(base: str, index: str) -> str:
-    return f"<msub>{base}{index}</msub>"
+def _symbol(word: str) -> str:
+    if len(word) > 1 and "_" in word:
+        base, index = word.split("_")
+        return f"<msub>{_symbol(base)}{_symbol(index)}</msub>"
+    if word in "()[]":
+        return f'<mo stretchy="false">{word}</mo>'
+    kind = "mn" if word.isdigit() else "mo" if word in ("max", "argmax") or not word[0].isalpha() else "mi"
+    return f"<{kind}>{word}</{kind}>"
 
 
 def sup(base: str, power: str) -> str:
-    return f"<msup>{base}{power}</msup>"
+    return f"<msup>{row(base)}{row(power)}</msup>"
 
 
 def frac(above: str, below: str) -> str:
-    return f"<mfrac>{above}{below}</mfrac>"
+    return f"<mfrac>{row(above)}{row(below)}</mfrac>"
 
 
 def total(index: str) -> str:
     """A sum sign over an index."""
-    return f"<munder><mo>∑</mo>{index}</munder>"
+    return f"<munder><mo>∑</mo>{row(index)}</munder>"
 
 
-def math(*parts: str) -> str:
+def formula(*parts: str) -> str:
     return f'<math display="block">{row(*parts)}</math>'

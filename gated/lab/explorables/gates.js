@@ -117,7 +117,7 @@ function render({ model, el }) {
   const loads = marks("load"), loadLabels = marks("load-label"), shares = marks("importance");
   const heading = fig.one('[data-heading="gradient"]'), column = fig.one("[data-column]"), even = fig.one("[data-even]");
   const curves = fig.one("[data-curves]"), curveAt = scale(curves), now = fig.one("[data-now]");
-  const curveX = (step) => 8 + (184 * step) / STEPS;
+  const { left, right } = curves.dataset, curveX = (step) => +left + ((right - left) * step) / STEPS;
 
   function draw() {
     const state = Object.fromEntries(keys.map((key) => [key, model.get(key)]));
@@ -128,7 +128,7 @@ function render({ model, el }) {
       put(dots[i].querySelector("circle"), { cy: z, "fill-opacity": v.high[i] > 0 ? "1" : "0.15" });
       bar(weights[i], at.weights, w);
       put(weightLabels[i], { x: x + (noisy ? 12 : 0), y: at.weights(w) - 4 });
-      weightLabels[i].textContent = w.toFixed(2);
+      weightLabels[i].textContent = w === 0 ? "0" : w.toFixed(2);
       put(spreads[i], { y1: at.weights(v.low[i]), y2: at.weights(v.high[i]), visibility: noisy ? "visible" : "hidden" });
       bar(slopes[i], at.gradient, d);
       put(slopes[i], { fill: d < 0 ? "var(--gx-orange, #c46a00)" : "var(--gx-green, #008a63)" });

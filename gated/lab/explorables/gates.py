@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,27 +19,12 @@ from gated.gates import (
     softmax_topk_gate,
     topk_gate,
 )
-from gated.lab.explorables.drawing import (
-    Axis,
-    frac,
-    math,
-    mi,
-    mn,
-    mo,
-    row,
-    rule,
-    sub,
-    sup,
-    svg,
-    tag,
-    text,
-    total,
-)
+from gated.lab.explorables.drawing import Axis, formula, frac, row, rule, sup, svg, tag, text, total
 from gated.lab.explorables.explorable import Explorable
 
 TOKENS = 256
 UNIT = 0.03
-"""The fixed deviations and noise draws are whole multiples of this, one signed byte each (standard deviation about 1)."""
+"""The fixed deviations and noise draws, of standard deviation 1, are whole multiples of this: one signed byte each."""
 
 ORDERS = ("topk-softmax", "softmax-topk")
 SWEEP = [0.05 * 400 ** (step / 40) for step in range(41)]
@@ -47,135 +33,67 @@ CURVE_DRAWS = 64
 """Noise draws that the curves are the mean of; the bars take all 256."""
 
 _INDICES = "₁₂₃₄₅₆₇₈₉"
-_WIDTH, _HEIGHT, _LEFT, _COLUMN = 420.0, 500.0, 34.0, 45.0
+_WIDTH, _HEIGHT, _LEFT, _COLUMN = 420.0, 500.0, 34.0, 44.5
 _LOGITS = Axis(-4, 4, 124, 24)
 _WEIGHTS = Axis(0, 1, 244, 164)
 _GRADIENT = Axis(-0.5, 0.5, 348, 284)
 _LOAD = Axis(0, 1, 466, 396)
-_CURVES = Axis(0, 1, 66, 6)
+_CURVES = Axis(0, 1, 80, 10)
 _BLUE, _GREEN, _ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-green, #008a63)", "var(--gx-orange, #c46a00)"
 
 
-def _w(index: str = "i") -> str:
-    return sub(mi("w"), mi(index))
-
-
 def _exp(index: str) -> str:
-    return sup(mi("e"), row(sub(mi("z"), mi(index)), mo("/"), mi("τ")))
+    return sup("e", f"z_{index} / τ")
 
 
-_BEST = row(mo("max"), mi("z"))
-_TOP = row(mi("j"), mo("∈"), mi("K"))
+_ALL, _OPEN = row(total("j"), _exp("j")), row(total("j ∈ K"), _exp("j"))
 REGIMES: dict[str, tuple[str, str, str]] = {
     "dense": (
         "Dense: a softmax",
-        math(_w(), mo("="), frac(_exp("i"), row(total(mi("j")), _exp("j")))),
+        formula("w_i =", frac(_exp("i"), _ALL)),
         "Every expert gets a share and every logit a gradient. The temperature τ says how hard the choice is.",
     ),
     "sparse": (
         "Sparse: top-k, then softmax",
-        math(_w(), mo("="), frac(_exp("i"), row(total(_TOP), _exp("j"))), mo("  "), mi("i"), mo("∈"), mi("K")),
-        "Only the set K of the k largest logits is open, and its weights sum to 1. Outside K the gradient is exactly zero: "
-        "an expert that is not chosen cannot learn to be chosen.",
+        formula("w_i =", frac(_exp("i"), _OPEN), ", i ∈ K"),
+        "Only the set K of the k largest logits is open, and its weights sum to 1. Outside K the gradient is "
+        "exactly zero: an expert that is not chosen cannot learn to be chosen.",
     ),
     "truncated": (
         "Sparse: softmax, then top-k",
-        math(
-            _w(),
-            mo("="),
-            frac(_exp("i"), row(total(mi("j")), _exp("j"))),
-            mo("  "),
-            mi("i"),
-            mo("∈"),
-            mi("K"),
-        ),
-        "The softmax sees all experts; then all but the k largest weights are cut. The weights sum to less than 1, and a "
-        "closed expert’s logit still feels a gradient, through the denominator.",
+        formula("w_i =", frac(_exp("i"), _ALL), ", i ∈ K"),
+        "The softmax sees all experts; then all but the k largest weights are cut. What is left sums to less than 1, "
+        "and the logit of a shut expert still moves the open ones, through the denominator.",
     ),
     "argmax": (
         "The argmax limit, τ → 0",
-        math(
-            _w(),
-            mo("≈"),
-            sup(
-                mi("e"),
-                row(mo("−"), mo("("), _BEST, mo("−"), sub(mi("z"), mi("i")), mo(")"), mo("/"), mi("τ")),
-            ),
-        ),
-        "One expert takes all. The others fall off exponentially in their gap to the best, and so does every gradient: the "
-        "choice is nearly made, and nearly deaf.",
+        formula("w_i ≈", sup("e", "− ( max z − z_i ) / τ")),
+        "One expert takes all. The others fall off exponentially in their gap to the best, and so does every "
+        "gradient: the choice is nearly made, and nearly deaf.",
     ),
     "uniform": (
         "The uniform limit, τ → ∞",
-        math(
-            _w(),
-            mo("≈"),
-            frac(mn("1"), mi("k")),
-            mo("+"),
-            frac(
-                row(sub(mi("z"), mi("i")), mo("−"), "<mover><mi>z</mi><mo>¯</mo></mover>"),
-                row(mi("k"), mi("τ")),
-            ),
-        ),
-        "All k open experts get nearly the same share, whatever the logits say (z̄ is their mean). What is left of the "
-        "logits, and of the gradient, shrinks as 1/τ.",
+        formula("w_i ≈", frac("1", "k"), "+", frac("z_i − z̄", "k τ")),
+        "The k open experts get nearly equal shares, whatever the logits say (z̄ is the mean of theirs). What is left "
+        "of the logits, and of the gradient, shrinks as 1/τ.",
     ),
     "hard": (
         "Hard: one expert",
-        math(
-            _w(),
-            mo("="),
-            mo("["),
-            mi("i"),
-            mo("="),
-            mi("argmax"),
-            mi("z"),
-            mo("]"),
-            mo("  "),
-            frac(row(mo("∂"), mi("w")), row(mo("∂"), mi("z"))),
-            mo("="),
-            mn("0"),
-        ),
-        "With k = 1 the softmax of a single logit is 1. The temperature no longer matters, and no gradient reaches any "
-        "logit: this gate cannot be learned without a trick.",
+        formula("w_i = [ i = argmax z ] ,", frac("∂ w", "∂ z"), "= 0"),
+        "With k = 1 the softmax of a single logit is 1. The temperature no longer matters, and no gradient reaches "
+        "any logit: this gate cannot be learned without a trick.",
     ),
     "switch": (
         "One expert, scaled by its probability",
-        math(
-            _w(),
-            mo("="),
-            sub(mi("p"), mi("i")),
-            mo("["),
-            mi("i"),
-            mo("="),
-            mi("argmax"),
-            mi("z"),
-            mo("]"),
-            mo("  "),
-            sub(mi("p"), mi("i")),
-            mo("="),
-            frac(_exp("i"), row(total(mi("j")), _exp("j"))),
-        ),
-        "The Switch Transformer’s gate. One expert runs, but its output is scaled by the softmax probability, so a "
-        "gradient survives: the chosen logit up, all others down.",
+        formula("w_i = p_i [ i = argmax z ] , p_i =", frac(_exp("i"), _ALL)),
+        "The Switch Transformer’s gate. One expert runs, but its output is scaled by its softmax probability, so a "
+        "gradient survives: it lifts the chosen logit and lowers all others, or the reverse.",
     ),
     "noisy": (
         "Noisy",
-        math(
-            "<mover><mi>w</mi><mo>¯</mo></mover>",
-            mo("="),
-            frac(mn("1"), mi("R")),
-            total(mi("r")),
-            mi("w"),
-            mo("("),
-            mi("z"),
-            mo("+"),
-            mi("σ"),
-            sub(mi("ε"), mi("r")),
-            mo(")"),
-        ),
-        "Each token draws its own noise. Bars show the mean over R = 256 draws, the thin lines the middle four fifths. Near "
-        "rivals now win at times, so they get tokens, and a gradient.",
+        formula("w̄ =", frac("1", "R"), total("r"), "w ( z + σ ε_r )"),
+        "Each token draws its own noise. Bars are the mean over R = 256 draws, thin lines the middle four fifths. "
+        "Near rivals now win at times, so they get tokens, and a gradient.",
     ),
 }
 
@@ -186,7 +104,7 @@ def _slope(number: float) -> str:
 
 def _draws(seed: int) -> str:
     """A [256, 8] table of standard normal draws, one signed byte each, as base64 text."""
-    table = torch.randn(TOKENS, 8, generator=torch.Generator().manual_seed(seed))
+    table = torch.randn(TOKENS, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return base64.b64encode((table / UNIT).round().clamp(-127, 127).to(torch.int8).numpy().tobytes()).decode()
 
 
@@ -323,20 +241,11 @@ class GateExplorable(Explorable):
         }
         listed = "".join(tag("dt", name) + tag("dd", number, data_slot=key) for key, (name, number) in numbers.items())
         note = tag("p", tag("strong", title, data_slot="title")) + tag("div", equation, data_slot="equation")
+        key = self._swatch("effective experts ÷ 8", _BLUE) + self._swatch("gradient norm", _GREEN)
         side = (
             tag("div", note + tag("p", words, data_slot="words"), class_="gx-note")
-            + tag(
-                "div",
-                tag(
-                    "span",
-                    self._swatch("exp H ÷ 8", _BLUE),
-                    self._swatch("gradient norm", _GREEN),
-                    class_="gx-key",
-                ),
-                self._curves(v),
-                class_="gx-row gx-sweep",
-            )
             + tag("div", class_="gx-controls")
+            + tag("div", tag("div", key, class_="gx-key"), self._curves(v))
             + tag("dl", listed, class_="gx-numbers")
         )
         return tag(
@@ -351,30 +260,29 @@ class GateExplorable(Explorable):
         return tag("span", words, style=f"--gx-swatch: {colour}")
 
     def _curves(self, v: dict) -> str:
-        """How gradient and openness depend on the temperature, drawn where the temperature's slider runs."""
-        across = Axis(0, 40, 8, 192)
-        now = across(
-            40 * torch.tensor(self.state["temperature"] / 0.05).log().item() / torch.tensor(400.0).log().item()
-        )
+        """How openness and gradient depend on the temperature, and where on that axis the gate stands."""
+        across = Axis(0, 40, 26, 294)
+        now = across(40 * math.log(self.state["temperature"] / 0.05) / math.log(400))
 
         def line(values: list[float], colour: str, mark: str) -> str:
             points = " ".join(f"{across(i):.2f},{_CURVES(y):.2f}" for i, y in enumerate(values))
             return tag("polyline", points=points, fill="none", stroke=colour, stroke_width=2, data_curve=mark)
 
-        frame = [rule(8, _CURVES(y), 192, _CURVES(y)) for y in (0, 1)]
-        ticks = [text(f"{SWEEP[i]:.3g}", across(i), 80, small=True, text_anchor="middle") for i in (0, 20, 40)]
+        scaffold = [rule(26, _CURVES(y), 294, _CURVES(y), faint=y != 0) for y in (0, 1)]
+        scaffold += [text(str(y), 20, _CURVES(y) + 3.5, small=True, text_anchor="end") for y in (0, 1)]
+        scaffold += [text(f"{SWEEP[i]:.3g}", across(i), 94, small=True, text_anchor="middle") for i in (0, 20, 40)]
         return svg(
-            200,
-            84,
-            "Gradient norm and effective experts against the temperature, on a logarithmic axis",
-            *frame,
-            text("1", 3, 10, small=True, text_anchor="end"),
-            text("0", 3, 70, small=True, text_anchor="end"),
-            *ticks,
+            300,
+            112,
+            "Effective experts and gradient norm against the temperature, on a logarithmic axis",
+            *scaffold,
+            text("temperature τ", 160, 108, small=True, text_anchor="middle"),
             line([x / 8 for x in v["effective_curve"]], _BLUE, "effective"),
             line(v["norm_curve"], _GREEN, "norm"),
-            rule(now, 2, now, 70, faint=False, data_now=""),
+            rule(now, 4, now, 80, faint=False, stroke_dasharray="3 3", data_now=""),
             data_curves="",
+            data_left=26,
+            data_right=294,
             **_CURVES.data(),
         )
 
@@ -433,7 +341,7 @@ class GateExplorable(Explorable):
                     visibility="visible" if s["noise"] else "hidden",
                 ),
                 text(
-                    f"{w:.2f}",
+                    f"{w:.2f}" if w else "0",
                     x + (12 if s["noise"] else 0),
                     _WEIGHTS(w) - 4,
                     small=True,
