@@ -45,6 +45,7 @@ def environment(**extra: str) -> dict[str, str]:
         if name not in ("GATED_SOURCE", "GATED_FULL", "GATED_TYPECHECK", "TRITON_INTERPRET", "PYTHONPATH")
     }
     kept["PATH"] = str(Path(sys.executable).parent) + os.pathsep + kept.get("PATH", "")
+    kept["PYTHONWARNINGS"] = "ignore:Triton is not supported on current platform"  # the peer's, where there is no GPU
     return kept | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | extra
 
 
