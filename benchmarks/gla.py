@@ -73,9 +73,9 @@ def once(form: Callable[..., Tensor], qkvg: list[Tensor], gradients: bool) -> Te
 
 def races(report: bench.Report, quick: bool) -> None:
     attentions = {"causal scaled_dot_product_attention": attention}
-    loops = {"step-by-step recurrence": recurrence} | reference_of_fla()
+    loops = {"step-by-step recurrence": recurrence}
     if not quick:
-        loops["step-by-step recurrence, step compiled"] = compiled_recurrence()
+        loops |= reference_of_fla() | {"step-by-step recurrence, step compiled": compiled_recurrence()}
     for gradients in (False, True):
         case = "forward and backward" if gradients else "forward"
         settings = [(1, time, attentions) for time in ((1024, 2048, 4096) if quick else (512, 1024, 2048, 4096, 8192))]
@@ -85,7 +85,7 @@ def races(report: bench.Report, quick: bool) -> None:
             forms = {"chunk_gla": chunked} | peers
             cases = {name: partial(once, form, qkvg, gradients) for name, form in forms.items()}
             for threads in (1, 2):
-                rounds = 6 if quick or peers is not attentions else 12
+                rounds = 12 if peers is attentions and not quick else 6
                 result = bench.race(cases, rounds=rounds, warmup=1, threads=threads)
                 report.race(case, {"B": batch, "T": time, "H": HEADS, "K": CHANNELS, "V": CHANNELS}, result)
 
@@ -99,7 +99,7 @@ def gate_regimes(report: bench.Report) -> None:
         cases = {"chunk_gla": partial(once, chunked, qkvg, gradients)}
         for name, g in closed.items():
             cases[f"the same with gates {name}"] = partial(once, chunked, [*qkvg[:3], g.requires_grad_()], gradients)
-        result = bench.race(cases, rounds=10, threads=1)
+        result = bench.race(cases, rounds=6, warmup=1, threads=1)
         report.race("forward and backward" if gradients else "forward", {"B": 1, "T": 2048, "H": HEADS}, result)
 
 
@@ -109,7 +109,7 @@ def growth(report: bench.Report, quick: bool) -> None:
         for threads in (1, 2):
             # One race over all lengths: a slow minute of the machine then falls on all of them alike.
             cases = {str(time): partial(once, chunked, inputs(1, time, gradients), gradients) for time in times}
-            result = bench.race(cases, rounds=6 if quick else 9, warmup=1, threads=threads)
+            result = bench.race(cases, rounds=6 if quick else 9, warmup=1, threads=threads, min_ms=1)
             case = "chunk_gla, forward and backward" if gradients else "chunk_gla, forward"
             report.scaling(case, times, [result.ms[str(time)].min() for time in times], threads=threads)
 

@@ -21,6 +21,7 @@ owns a contiguous block of output rows:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -100,8 +101,8 @@ class ShortConvolution(nn.Module):
         if not self.size:
             return x, window
         time, padded = x.shape[1], torch.cat([window, x], dim=1)
-        y = sum(self.weight[:, j] * padded[:, j : j + time] for j in range(self.size))
-        return F.silu(y), padded[:, time:]
+        taps = (self.weight[:, j] * padded[:, j : j + time] for j in range(self.size))
+        return F.silu(reduce(torch.add, taps)), padded[:, time:]
 
 
 class GatedLinearAttention(nn.Module):
@@ -163,8 +164,9 @@ class GatedLinearAttention(nn.Module):
         self.norm = nn.RMSNorm(value_dim // heads, eps=norm_eps)
         if decay in ("vector", "scalar"):
             outputs = key_dim if decay == "vector" else heads
-            self.gate = nn.Sequential(nn.Linear(dim, gate_rank, bias=False), nn.Linear(gate_rank, outputs))
-            nn.init.constant_(self.gate[1].bias, gate_bias)
+            up = nn.Linear(gate_rank, outputs)
+            nn.init.constant_(up.bias, gate_bias)
+            self.gate = nn.Sequential(nn.Linear(dim, gate_rank, bias=False), up)
         self.conv = ShortConvolution(2 * key_dim + value_dim, conv_size)
 
     def log_decay(self, x: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time heads key"]:
@@ -203,6 +205,7 @@ class GatedLinearAttention(nn.Module):
         q, k, v = (rearrange(a, "b t (h c) -> b t h c", h=self.heads) for a in (q, k, v))
         attend = chunk_gla if mode == "chunk" else fused_recurrent_gla
         o, memory = attend(q, k, v, g, initial_state=memory, output_final_state=True, cu_seqlens=cu_seqlens)
+        assert memory is not None
         o = rearrange(self.norm(o), "b t h v -> b t (h v)")
         return self.o_proj(F.silu(self.r_proj(x)) * o), GLAState(memory, window)
 
@@ -234,13 +237,14 @@ class SoftmaxAttention(nn.Module):
         q, k = rotate(q, past), rotate(k, past)
         if state is not None:
             k, v = torch.cat([state.keys, k], dim=1), torch.cat([state.values, v], dim=1)
-        heads_first = (rearrange(a, "b t h c -> b h t c") for a in (q, k, v))
+        cache = KVCache(k, v, window)
+        q, k, v = (rearrange(a, "b t h c -> b h t c") for a in (q, k, v))
         if past:
-            mask = torch.ones(x.shape[1], k.shape[1], dtype=torch.bool, device=x.device).tril(past)
-            o = F.scaled_dot_product_attention(*heads_first, attn_mask=mask)
+            mask = torch.ones(x.shape[1], k.shape[2], dtype=torch.bool, device=x.device).tril(past)
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
-            o = F.scaled_dot_product_attention(*heads_first, is_causal=True)
-        return self.o_proj(rearrange(o, "b h t c -> b t (h c)")), KVCache(k, v, window)
+            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(rearrange(o, "b h t c -> b t (h c)")), cache
 
 
 class SwiGLU(nn.Module):

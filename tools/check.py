@@ -46,7 +46,7 @@ def environment(**extra: str) -> dict[str, str]:
     }
     kept["PATH"] = str(Path(sys.executable).parent) + os.pathsep + kept.get("PATH", "")
     kept["PYTHONWARNINGS"] = "ignore:Triton is not supported on current platform"  # the peer's, where there is no GPU
-    return kept | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | extra
+    return kept | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "GATED_QUIET": "1"} | extra
 
 
 def run(name: str, *arguments: str, **extra: str) -> Step:

@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=int, default=120, help="seconds a cell, 0: no limit")
     arguments = parser.parse_args()
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ["GATED_QUIET"] = "1"  # progress bars would be written into the outputs
     os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")
     missing = [path for path in arguments.paths if not path.exists()]
     if missing:

@@ -19,7 +19,7 @@ Source: Yang, Wang, Shen, Panda and Kim 2024, "Gated Linear Attention Transforme
 
 from __future__ import annotations
 
-from itertools import pairwise, repeat
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -70,6 +70,7 @@ def chunk_gla(
 
     Source: Yang et al. 2024 (arXiv 2312.06635), chunkwise parallel form.
     """
+    _check_shapes(q, k, v, g, initial_state, cu_seqlens, "g")
     return _run("chunk", q, k, v, g, scale, initial_state, output_final_state, cu_seqlens)
 
 
@@ -94,17 +95,25 @@ def fused_recurrent_gla(
             gates runs the reference loop, for short sequences only.
         reverse: walk each sequence from its end to its start.
     """
+    _check_shapes(q, k, v, q if gk is None else gk, initial_state, cu_seqlens, "gk")
+    if gv is not None and not (
+        isinstance(gv, Tensor) and gv.shape == v.shape and gv.dtype in FLOATS and gv.device == v.device
+    ):
+        got = f"{tuple(gv.shape)}, {gv.dtype}, {gv.device}" if isinstance(gv, Tensor) else type(gv).__name__
+        raise ValueError(f"gv must be a floating tensor like v, {tuple(v.shape)} on {v.device}; got {got}")
     gk = torch.zeros_like(q) if gk is None else gk
     if reverse:
         flip = _reversal(q, cu_seqlens)
-        q, k, v, gk, gv = (y if y is None else y.index_select(1, flip) for y in (q, k, v, gk, gv))
-    run = _run if gv is None else _run_value_gated
-    o, state = run("recurrent", q, k, v, gk, scale, initial_state, output_final_state, cu_seqlens, gv)
+        q, k, v, gk = (y.index_select(1, flip) for y in (q, k, v, gk))
+        gv = None if gv is None else gv.index_select(1, flip)
+    if gv is None:
+        o, state = _run("recurrent", q, k, v, gk, scale, initial_state, output_final_state, cu_seqlens)
+    else:
+        o, state = _run_value_gated(q, k, v, gk, gv, scale, initial_state, output_final_state, cu_seqlens)
     return (o.index_select(1, flip) if reverse else o), state
 
 
-def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens, gv=None):
-    _check_shapes(q, k, v, g, initial_state, cu_seqlens, _GATE[form])
+def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens):
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # Where nothing is recorded the operator's dispatch is left out: decoding calls this once a token and layer.
     watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
@@ -115,31 +124,24 @@ def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens,
     return o, (state if output_final_state else None)
 
 
-def _run_value_gated(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens, gv):
-    _check_shapes(q, k, v, g, initial_state, cu_seqlens, _GATE[form])
-    if not isinstance(gv, Tensor) or gv.shape != v.shape or gv.dtype not in FLOATS or gv.device != v.device:
-        got = f"{tuple(gv.shape)}, {gv.dtype}, {gv.device}" if isinstance(gv, Tensor) else type(gv).__name__
-        raise ValueError(f"gv must be a floating tensor like v, {tuple(v.shape)} on {v.device}; got {got}")
+def _run_value_gated(q, k, v, gk, gv, scale, initial_state, output_final_state, cu_seqlens):
     if q.is_cpu:
-        _check_gate(g, _GATE[form])
+        _check_gate(gk, "gk")
         _check_gate(gv, "gv")
-    inputs = [y.to(_state_dtype(q)) for y in (q, k, v, g, gv)]
-    if cu_seqlens is None:
-        parts = [naive_recurrent_gla(*inputs, scale, initial_state)]
-    else:
-        parts = [
-            naive_recurrent_gla(*(y[:, i:j] for y in inputs), scale, state)
-            for (i, j), state in zip(
-                pairwise(_bounds(cu_seqlens, q.shape[1])),
-                repeat(None) if initial_state is None else initial_state.unsqueeze(1),
-                strict=False,
-            )
-        ]
-    o, state = torch.cat([o for o, _ in parts], 1), torch.cat([state for _, state in parts])
+    exact = _state_dtype(q)
+    bounds = list(pairwise(_bounds(cu_seqlens, q.shape[1])))
+    if initial_state is None:
+        initial_state = q.new_zeros(_sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
+    states = initial_state.to(exact).chunk(len(bounds))  # one sequence each, or the whole batch
+    outputs, last = [], []
+    for (i, j), state in zip(bounds, states, strict=True):
+        qi, ki, vi, gki, gvi = (y[:, i:j].to(exact) for y in (q, k, v, gk, gv))
+        o, state = naive_recurrent_gla(qi, ki, vi, gki, gvi, scale, state)
+        outputs.append(o)
+        last.append(state)
+    o, state = torch.cat(outputs, 1), torch.cat(last)
     if q.is_cpu:
-        _check_results(
-            o, state, q=q, k=k, v=v, initial_state=state if initial_state is None else initial_state
-        )
+        _check_results(o, state, q=q, k=k, v=v, initial_state=initial_state)
     return o.to(v.dtype), (state if output_final_state else None)
 
 
@@ -261,8 +263,8 @@ def _gla_gpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
     packing = _Packing(q, cu_seqlens, 1 if form == "recurrent" else gpu.CHUNK)
     forward = gpu.recurrent_forward if form == "recurrent" else gpu.chunk_forward
     h0 = None if initial_state is None else initial_state.float().contiguous()
-    inputs = [packing.pack(y) for y in (q, k, v, g.float())]
-    o, state = forward(*inputs, scale, h0, packing.offsets)
+    q, k, v, g = (packing.pack(y) for y in (q, k, v, g.float()))
+    o, state = forward(q, k, v, g, scale, h0, packing.offsets)
     return packing.unpack(o), state, state.new_empty(0)
 
 
@@ -281,8 +283,8 @@ def _gla_cpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
     bounds, exact = _bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
     if initial_state is None:
         initial_state = q.new_zeros(_sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
-    inputs = (y.to(exact) for y in (q, k, v, g, initial_state))
-    o, state, entering = cpu.forward(*inputs, scale=scale, bounds=bounds, recurrent=form == "recurrent")
+    inputs, first = (y.to(exact) for y in (q, k, v, g)), initial_state.to(exact)
+    o, state, entering = cpu.forward(*inputs, state=first, scale=scale, bounds=bounds, recurrent=form == "recurrent")
     _check_results(o, state, q=q, k=k, v=v, initial_state=initial_state)
     return o.to(v.dtype), state, entering
 
@@ -303,9 +305,10 @@ def _gla_backward_gpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do
 
     packing = _Packing(q, cu_seqlens, gpu.CHUNK)
     h0 = None if initial_state is None else initial_state.float().contiguous()
-    inputs = [packing.pack(y) for y in (q, k, v, g.float())]
-    *grads, dinitial = gpu.chunk_backward(*inputs, scale, h0, packing.offsets, packing.pack(do), dstate.contiguous())
-    return *(packing.unpack(y).to(x.dtype) for y, x in zip(grads, (q, k, v, g), strict=True)), dinitial
+    dtypes = [y.dtype for y in (q, k, v, g)]
+    q, k, v, g, do = (packing.pack(y) for y in (q, k, v, g.float(), do))
+    *grads, dinitial = gpu.chunk_backward(q, k, v, g, scale, h0, packing.offsets, do, dstate.contiguous())
+    return *(packing.unpack(y).to(dtype) for y, dtype in zip(grads, dtypes, strict=True)), dinitial
 
 
 _gla_backward = torch.library.custom_op(
@@ -320,8 +323,9 @@ _gla_backward = torch.library.custom_op(
 @_gla_backward.register_kernel("cpu")
 def _gla_backward_cpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do, dstate):
     bounds, exact = _bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
-    inputs = [y.to(exact) for y in (q, k, v, g)]
-    *grads, dinitial = cpu.backward(*inputs, scale, entering, do.to(exact), dstate.to(exact), bounds)
+    inputs = (y.to(exact) for y in (q, k, v, g, do))
+    states = {"dstate": dstate.to(exact), "entering": entering}
+    *grads, dinitial = cpu.backward(*inputs, **states, scale=scale, bounds=bounds)
     return *(y.to(x.dtype) for y, x in zip(grads, (q, k, v, g), strict=True)), dinitial
 
 
@@ -383,8 +387,8 @@ class _Packing:
             self.offsets = torch.arange(0, (batch + 1) * blocks, blocks, dtype=torch.int32, device=q.device)
         else:
             _bounds(cu_seqlens, time)
-            blocks = -(-cu_seqlens.diff() // block)
-            self.offsets = torch.nn.functional.pad(blocks.cumsum(0), (1, 0)).int()
+            filled = -(-cu_seqlens.diff() // block)
+            self.offsets = torch.nn.functional.pad(filled.cumsum(0), (1, 0)).int()
             sequence = torch.repeat_interleave(cu_seqlens.diff(), output_size=time)
             self.index = (
                 torch.arange(time, device=q.device) + (self.offsets[:-1] * block - cu_seqlens[:-1])[sequence]

@@ -24,6 +24,7 @@ secondary chunking; the choice of leaves and the sums are ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -108,7 +109,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk: int) -> _Chunks:
     return _Chunks(query, key, value, decay, before, after, leaf)
 
 
-def _by_head(y: Tensor, chunk: int, op, decay: Tensor) -> Tensor:
+def _by_head(y: Tensor, chunk: int, op: Callable[..., Tensor], decay: Tensor) -> Tensor:
     """op(y, decay) of y [b, T, h, d] laid out as [m, C, d]: the product and the transposition in one pass."""
     y = rearrange(y, "b (n c) h d -> b n h c d", c=chunk)
     return op(y, decay.transpose(2, 3), out=torch.empty(y.shape, dtype=y.dtype)).flatten(0, 2)
@@ -215,7 +216,7 @@ def _merge(states: Tensor) -> Tensor:
 
 
 def _segment_forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, state: Tensor, chunk: int, out: Tensor
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, state: Tensor, scale: float, chunk: int, out: Tensor
 ) -> Tensor:
     """Write a segment's outputs to out [B, T, H, V] and return the state that leaves it."""
     x = _chunks(q, k, v, g, chunk)
@@ -233,11 +234,12 @@ def _segment_backward(
     k: Tensor,
     v: Tensor,
     g: Tensor,
-    scale: float,
-    state: Tensor,
-    chunk: int,
     do: Tensor,
+    *,
+    state: Tensor,
     dstate: Tensor,
+    scale: float,
+    chunk: int,
     out: list[Tensor],
 ) -> Tensor:
     """Write a segment's gradients of q, k, v, g to out and return that of the state that enters it."""
@@ -303,7 +305,7 @@ def segments(batch: int, time: int, heads: int) -> tuple[int, int]:
 
 def _pieces(
     inputs: tuple[Tensor, ...], outputs: list[Tensor], chunk: int, segment: int, reverse: bool = False
-):
+) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
     """Yield (index, input pieces, output pieces) of each segment. The last one is filled up with zeros to whole
     chunks: a step with k = 0 and g = 0 leaves the state as it is."""
     time = inputs[0].shape[1]
@@ -323,30 +325,31 @@ def _pieces(
 
 
 def chunk_forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs [B, T, H, V], last state [B, H, K, V], and the state entering each segment [segments, B, H, K, V]."""
     chunk, segment = segments(*q.shape[:3])
     o, entering = torch.empty(v.shape, dtype=v.dtype), []
     for _, inputs, (out,) in _pieces((q, k, v, g), [o], chunk, segment):
         entering.append(state)
-        state = _segment_forward(*inputs, scale, state, chunk, out)
+        state = _segment_forward(*inputs, state=state, scale=scale, chunk=chunk, out=out)
     return o, state.clone(), torch.stack(entering)
 
 
 def chunk_backward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, entering: Tensor, do: Tensor, dstate: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, do: Tensor, *, dstate: Tensor, entering: Tensor, scale: float
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, g and of the first state; each segment is computed again from the state that enters it."""
     chunk, segment = segments(*q.shape[:3])
     grads = [torch.empty(y.shape, dtype=y.dtype) for y in (q, k, v, g)]
-    for index, (*inputs, dpiece), out in _pieces((q, k, v, g, do), grads, chunk, segment, reverse=True):
-        dstate = _segment_backward(*inputs, scale, entering[index], chunk, dpiece, dstate, out)
+    for index, inputs, out in _pieces((q, k, v, g, do), grads, chunk, segment, reverse=True):
+        state = entering[index]
+        dstate = _segment_backward(*inputs, state=state, dstate=dstate, scale=scale, chunk=chunk, out=out)
     return *grads, dstate.clone()
 
 
 def recurrent_forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `chunk_forward` computes, a step at a time and without keeping the states in between."""
     _, segment = segments(*q.shape[:3])
@@ -373,6 +376,7 @@ def forward(
     k: Tensor,
     v: Tensor,
     g: Tensor,
+    *,
     state: Tensor,
     scale: float,
     bounds: list[int],
@@ -381,9 +385,9 @@ def forward(
     """Outputs, last states and states entering segments, for a batch or for sequences packed behind one another."""
     run = recurrent_forward if recurrent else chunk_forward
     if len(bounds) == 2:
-        return run(q, k, v, g, scale, state)
+        return run(q, k, v, g, state=state, scale=scale)
     parts = [
-        run(*(y[:, i:j] for y in (q, k, v, g)), scale, first.unsqueeze(0))
+        run(*(y[:, i:j] for y in (q, k, v, g)), state=first.unsqueeze(0), scale=scale)
         for (i, j), first in zip(pairwise(bounds), state, strict=True)
     ]
     o, last, entering = (
@@ -398,22 +402,22 @@ def backward(
     k: Tensor,
     v: Tensor,
     g: Tensor,
-    scale: float,
-    entering: Tensor,
     do: Tensor,
+    *,
     dstate: Tensor,
+    entering: Tensor,
+    scale: float,
     bounds: list[int],
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, g and of the initial states."""
     if len(bounds) == 2:
-        return chunk_backward(q, k, v, g, scale, entering, do, dstate)
+        return chunk_backward(q, k, v, g, do, dstate=dstate, entering=entering, scale=scale)
     parts, used = [], 0
     for (i, j), last in zip(pairwise(bounds), dstate, strict=True):
         count = most_segments((1, j - i, q.shape[2]), 1)
-        inputs = (y[:, i:j] for y in (q, k, v, g))
-        parts.append(
-            chunk_backward(*inputs, scale, entering[used : used + count], do[:, i:j], last.unsqueeze(0))
-        )
+        inputs = (y[:, i:j] for y in (q, k, v, g, do))
+        states = {"dstate": last.unsqueeze(0), "entering": entering[used : used + count]}
+        parts.append(chunk_backward(*inputs, **states, scale=scale))
         used += count
     return tuple(
         torch.cat(y, axis) for y, axis in zip(zip(*parts, strict=True), (1, 1, 1, 1, 0), strict=True)

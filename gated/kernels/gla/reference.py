@@ -35,14 +35,16 @@ def naive_recurrent_gla(
     Source: Yang et al. 2024 (arXiv 2312.06635), the recurrent form of the gated linear attention layer.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    batch, time, heads, key = q.shape
+    batch, _, heads, key = q.shape
     state = q.new_zeros(batch, heads, key, v.shape[-1]) if initial_state is None else initial_state
     outputs = []
-    for t in range(time):
-        if g is not None:
-            state = g[:, t].exp().unsqueeze(-1) * state
-        if gv is not None:
-            state = gv[:, t].exp().unsqueeze(-2) * state
-        state = state + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
-        outputs.append(scale * (q[:, t].unsqueeze(-2) @ state).squeeze(-2))
+    # Unbound once: the gradient of indexing q[:, t] at every step would fill a tensor as long as q each time.
+    steps = [q.unbind(1)] + [[None] * q.shape[1] if y is None else y.unbind(1) for y in (k, v, g, gv)]
+    for qt, kt, vt, gt, gvt in zip(*steps, strict=True):
+        if gt is not None:
+            state = gt.exp().unsqueeze(-1) * state
+        if gvt is not None:
+            state = gvt.exp().unsqueeze(-2) * state
+        state = state + kt.unsqueeze(-1) * vt.unsqueeze(-2)
+        outputs.append(scale * (qt.unsqueeze(-2) @ state).squeeze(-2))
     return torch.stack(outputs, 1), state
