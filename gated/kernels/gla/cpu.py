@@ -35,7 +35,7 @@ from torch import Tensor
 
 CHUNK = 64
 RANGE = 8.0  # nats: the largest positive exponent; its rounding, 8 ulp, is what the error budget allows
-SEGMENT = 128  # chunks × heads × batch in flight: what a level-2 cache holds beside its temporaries
+SEGMENT = 64  # chunks × heads × batch in flight: with their temporaries about what a level-2 cache holds
 FLOOR = -1e4  # e^FLOOR is exactly 0 in float64 too, and finite sums of it stay finite, which −∞ would not
 
 
