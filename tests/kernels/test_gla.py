@@ -83,6 +83,19 @@ def test_float32_is_exact_in_every_gate_regime(regime, time, key):
         assert error <= (1e-6 if name in ("o", "state") else 2e-6), (name, float(error))
 
 
+@pytest.mark.parametrize("size", [1e-24, 1e-6, 1e9])
+def test_closed_gates_do_not_depend_on_the_scale_of_the_inputs(size):
+    gen = torch.Generator().manual_seed(20)
+    q, k, v, state = problem(gen, 1, 130, 1, 8, 8, torch.float32)
+    g = (-20 * uniform(gen, *q.shape)).float()
+    weights = normal(gen, *v.shape, dtype=torch.float32), torch.zeros_like(state)
+    whole = outcome(chunk_gla, (size * q, k, v, g, state), weights)
+    for name, y in outcome(chunk_gla, (q, k, v, g, state), weights).items():
+        factor = 1 if name in ("q", "state") else size
+        error = (whole[name] / factor - y).abs().max() / y.abs().max()
+        assert error <= 1e-6, (name, float(error))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @given(
     seed=st.integers(0, 2**16),

@@ -46,13 +46,11 @@ def _sums(chunk: int, leaf: int, dtype: torch.dtype) -> Tensor:
     step = torch.arange(chunk)
     row, column = step[:, None], step[None, :]
     middle = row // leaf * leaf + (leaf - 1) // 2
-    relative = ((column > middle) & (column <= row)).to(dtype) - ((column <= middle) & (column > row)).to(
-        dtype
-    )
-    leaves = torch.arange(0, chunk, leaf)[:, None]
-    first = (column >= leaves) & (column <= leaves + (leaf - 1) // 2)
-    second = (column > leaves + (leaf - 1) // 2) & (column < leaves + leaf)
-    return torch.cat([relative, first.to(dtype), second.to(dtype)])
+    after, before = (column > middle) & (column <= row), (column <= middle) & (column > row)
+    start = torch.arange(0, chunk, leaf)[:, None]
+    first = (column >= start) & (column <= start + (leaf - 1) // 2)
+    second = (column > start + (leaf - 1) // 2) & (column < start + leaf)
+    return torch.cat([after.to(dtype) - before.to(dtype), first.to(dtype), second.to(dtype)])
 
 
 @cache
@@ -116,9 +114,10 @@ def _by_head(y: Tensor, chunk: int, op: Callable[..., Tensor], decay: Tensor) ->
 
 
 def _flush(y: Tensor) -> Tensor:
-    """Set to zero what is so small that the product of two such factors would be a denormal number. Those cost
-    a hundred cycles each, and here they stand beside terms of weight 1."""
-    return torch.nn.functional.hardshrink(y, torch.finfo(y.dtype).tiny ** 0.5)
+    """Set to zero what is so small that the product of two such factors would be a denormal number. Those cost a
+    hundred cycles each, and here they stand beside terms of weight 1, or of the largest of y if that is less."""
+    largest = min(1.0, float(torch.linalg.vector_norm(y, torch.inf)))
+    return torch.nn.functional.hardshrink(y, largest * torch.finfo(y.dtype).tiny ** 0.5)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
