@@ -15,11 +15,13 @@ owns a contiguous block of output rows:
     q_proj.weight, k_proj.weight  [key_dim, d]      v_proj.weight, r_proj.weight  [value_dim, d]
     gate.0.weight [gate_rank, d]                    gate.1.weight, gate.1.bias  [G, gate_rank], [G], where
     norm.weight   [V], shared by the heads          G = key_dim (decay="vector") or H (decay="scalar")
+    log_rate      [key_dim] (decay="constant")
     o_proj.weight [d, value_dim]                    conv.weight [2 key_dim + value_dim, conv_size]
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import reduce
 from typing import Literal, NamedTuple, get_args
@@ -33,7 +35,7 @@ from torch.nn import functional as F
 from gated.gates import softmax_gate
 from gated.kernels.gla import chunk_gla, fused_recurrent_gla
 
-Decay = Literal["vector", "scalar", "fixed", "none"]
+Decay = Literal["vector", "scalar", "constant", "fixed", "none"]
 Mode = Literal["chunk", "recurrent"]
 
 
@@ -116,6 +118,8 @@ class GatedLinearAttention(nn.Module):
         decay: where the log gate g = log alpha comes from. Nothing else in the layer depends on it.
             "vector": logsigmoid(x W_1 W_2 + b) / temperature, one gate per key channel (GLA).
             "scalar": the same map with one output per head.
+            "constant": -exp(p), one learned p per key channel, whatever the token. It starts with half-lives
+                spread evenly in the logarithm from 1/4 to 64 tokens in each head.
             "fixed": log(1 - 2^(-5-h)) in head h, whatever the token (RetNet's decay, without its rotation).
             "none": 0, nothing is forgotten (linear attention, without feature map and normaliser).
         gate_rank: width of the bottleneck x W_1.
@@ -167,6 +171,9 @@ class GatedLinearAttention(nn.Module):
             up = nn.Linear(gate_rank, outputs)
             nn.init.constant_(up.bias, gate_bias)
             self.gate = nn.Sequential(nn.Linear(dim, gate_rank, bias=False), up)
+        if decay == "constant":
+            half_life = torch.logspace(-2, 6, key_dim // heads, base=2.0).repeat(heads)
+            self.log_rate = nn.Parameter(torch.log(math.log(2) / half_life))
         self.conv = ShortConvolution(2 * key_dim + value_dim, conv_size)
 
     def log_decay(self, x: Float[Tensor, "batch time dim"]) -> Float[Tensor, "batch time heads key"]:
@@ -178,6 +185,9 @@ class GatedLinearAttention(nn.Module):
             if self.decay == "vector":
                 return rearrange(g, "b t (h k) -> b t h k", h=self.heads)
             return repeat(g, "b t h -> b t h k", k=key)
+        if self.decay == "constant":
+            g = rearrange(-self.log_rate.to(dtype).exp(), "(h k) -> h k", h=self.heads)
+            return repeat(g, "h k -> b t h k", b=x.shape[0], t=x.shape[1])
         constant = fixed_log_decay(self.heads) if self.decay == "fixed" else torch.zeros(self.heads)
         return repeat(constant.to(x.device, dtype), "h -> b t h k", b=x.shape[0], t=x.shape[1], k=key)
 

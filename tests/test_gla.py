@@ -273,3 +273,13 @@ def test_widening_the_mlp_buys_back_the_gate():
     for options in ({"decay": "scalar"}, {"decay": "none"}, {"mixer": SoftmaxAttention}):
         widened = 341 + round((target - count(341, **options)) / (2 * 3 * 128))
         assert abs(count(widened, **options) / target - 1) < 1e-3
+
+
+def test_a_learned_constant_decay_ignores_the_token_and_starts_spread():
+    layer = GatedLinearAttention(32, heads=2, decay="constant")
+    g = layer.log_decay(torch.randn(2, 5, 32))
+    assert torch.equal(g, g[:1, :1].expand_as(g))
+    half_life = (math.log(0.5) / g[0, 0]).sort(-1).values
+    torch.testing.assert_close(half_life, torch.logspace(-2, 6, 8, base=2.0).expand(2, 8))
+    layer(torch.randn(1, 9, 32))[0].sum().backward()
+    assert layer.log_rate.grad is not None and layer.log_rate.grad.all()

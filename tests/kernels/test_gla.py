@@ -335,3 +335,24 @@ def test_counted_operations_are_the_cost_model():
     with FlopCounterMode(display=False) as backward:
         o.sum().backward()
     assert backward.get_total_flops() == pytest.approx(2.5 * forward.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_leaves_the_computation_in_float32(form):
+    gen = torch.Generator().manual_seed(16)
+    q, k, v, _ = (y.requires_grad_() for y in problem(gen, 1, 100, 2, 8, 8, torch.float32))
+    g = (logsigmoid(normal(gen, *q.shape)) / 16).float()
+    want = torch.autograd.grad(form(q, k, v, g)[0].square().sum(), (q, k, v))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        o, _ = form(q, k, v, g)
+        got = torch.autograd.grad(o.square().sum(), (q, k, v))
+    torch.testing.assert_close(got, want)
+
+
+def test_what_the_mask_hides_may_overflow():
+    gen = torch.Generator().manual_seed(17)
+    q, k, v, state = problem(gen, 1, 64, 1, 4, 4, torch.float32)
+    g = torch.full_like(q, -0.249)
+    o, _ = chunk_gla(1e17 * q, 1e17 * k, v, g)
+    want, _ = naive_recurrent_gla(*(y.double() for y in (1e17 * q, 1e17 * k, v, g)))
+    assert (o - want).abs().max() <= 1e-6 * want.abs().max()

@@ -65,8 +65,8 @@ def chunk_gla(
             a positive or NaN gate and NaN anywhere else. (On a GPU the values are not looked at: that would make
             every call wait for the device.)
 
-    Gradients reach q, k, v, g and initial_state, from the outputs and from the final state. The backward stores one
-    state a segment of chunks and computes the rest again.
+    Gradients reach q, k, v, g and initial_state, from the outputs and from the final state: reverse mode, first
+    order. The backward stores one state a segment of chunks and computes the rest again.
 
     Source: Yang et al. 2024 (arXiv 2312.06635), chunkwise parallel form.
     """
@@ -284,7 +284,10 @@ def _gla_cpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
     if initial_state is None:
         initial_state = q.new_zeros(_sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
     inputs, first = (y.to(exact) for y in (q, k, v, g)), initial_state.to(exact)
-    o, state, entering = cpu.forward(*inputs, state=first, scale=scale, bounds=bounds, recurrent=form == "recurrent")
+    with torch.autocast("cpu", enabled=False):
+        o, state, entering = cpu.forward(
+            *inputs, state=first, scale=scale, bounds=bounds, recurrent=form == "recurrent"
+        )
     _check_results(o, state, q=q, k=k, v=v, initial_state=initial_state)
     return o.to(v.dtype), state, entering
 
@@ -325,7 +328,8 @@ def _gla_backward_cpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do
     bounds, exact = _bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
     inputs = (y.to(exact) for y in (q, k, v, g, do))
     states = {"dstate": dstate.to(exact), "entering": entering}
-    *grads, dinitial = cpu.backward(*inputs, **states, scale=scale, bounds=bounds)
+    with torch.autocast("cpu", enabled=False):
+        *grads, dinitial = cpu.backward(*inputs, **states, scale=scale, bounds=bounds)
     return *(y.to(x.dtype) for y, x in zip(grads, (q, k, v, g), strict=True)), dinitial
 
 

@@ -53,11 +53,6 @@ def _sums(chunk: int, leaf: int, dtype: torch.dtype) -> Tensor:
     return torch.cat([after.to(dtype) - before.to(dtype), first.to(dtype), second.to(dtype)])
 
 
-@cache
-def _tril(size: int, dtype: torch.dtype, diagonal: int = 0) -> Tensor:
-    return torch.ones(size, size, dtype=dtype).tril(diagonal)
-
-
 def _leaf(g: Tensor) -> int:
     """The largest power of two whose halves decay by at most RANGE anywhere in g [..., chunk, channels]."""
     chunk = g.shape[-2]
@@ -145,12 +140,12 @@ def _join(a: Tensor, size: int) -> Tensor:
 def _climb(x: _Chunks) -> _Ladder:
     m, chunk, _ = x.query.shape
     if x.leaf == chunk:
-        scores = torch.bmm(x.query, x.key.mT).mul_(_tril(chunk, x.query.dtype))
+        scores = torch.bmm(x.query, x.key.mT).tril_()
         before, after = x.before.mT, x.after.mT
         return _Ladder(scores, x.query, x.key, before, after, before * after, [])
     scores = x.query.new_zeros(m, chunk, chunk)
     inside = torch.bmm(_blocks(x.query, x.leaf), _blocks(x.key, x.leaf).mT)
-    inside = inside.mul_(_tril(x.leaf, inside.dtype)).view(m, -1, x.leaf, x.leaf)
+    inside = inside.tril_().view(m, -1, x.leaf, x.leaf)
     _diagonal(scores, x.leaf).copy_(inside)
     split = "m (n c) d -> m n c d"
     query = (rearrange(x.query, split, c=x.leaf) * x.before.unsqueeze(2)).flatten(1, 2)
@@ -263,7 +258,7 @@ def _segment_backward(
         beyond.unflatten(1, (-1, x.leaf)).mul_(x.after.unsqueeze(2))
     # A step's score with itself has no decay: kept apart, it can't drown the gradient of a nearly closed gate.
     own = dscores.diagonal(0, 1, 2).unsqueeze(-1).clone()
-    da = _diagonal(dscores, x.leaf).reshape(-1, x.leaf, x.leaf).mul_(_tril(x.leaf, do.dtype, -1))
+    da = _diagonal(dscores, x.leaf).reshape(-1, x.leaf, x.leaf).tril_(-1)
     _blocks(dquery, x.leaf).baddbmm_(da, _blocks(x.key, x.leaf))
     _blocks(dkey, x.leaf).baddbmm_(da.mT, _blocks(x.query, x.leaf))
     torch.mul(x.query, dquery, out=sums[:, :chunk]).addcmul_(x.key, dkey, value=-1)
