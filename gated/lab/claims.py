@@ -204,7 +204,7 @@ class Ledger(Shown):
 
         - `claim`: the paper's claim in our words; `refuted_if`: what would refute it.
         - `measured`: the number (with `unit`), or a short text; `interval`: its (low, high); `seeds`: runs
-          behind it.
+          behind it, 0 where nothing was run.
         - `verdict`: from `decide`, `holds_if`, `not_decidable` or `all_of`.
         - `source`: "live" (this run of the page) or "stored" (see `stored`).
         - `why`: what explains the result, or limits it.
@@ -220,8 +220,8 @@ class Ledger(Shown):
             raise ValueError(f"verdict must be computed by decide, holds_if, not_decidable or all_of, got {verdict!r}")
         if source not in ("live", "stored"):
             raise ValueError(f"source must be 'live' or 'stored', got {source!r}")
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        if seeds < 0:
+            raise ValueError(f"seeds must be at least 0 (nothing was run), got {seeds}")
         if not isinstance(measured, str):
             measured = float(measured)
             if not math.isfinite(measured):
@@ -256,7 +256,7 @@ def _value(row: Row) -> str:
 
 
 def _runs(row: Row) -> str:
-    return f"{row.seeds} seed{'s' * (row.seeds != 1)}, {row.source}"
+    return f"{row.seeds} seed{'s' * (row.seeds != 1)}, {row.source}" if row.seeds else "no run"
 
 
 def _cells(row: Row) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ GOOD = {
         ("verdict", "holds here"),
         ("verdict", True),
         ("source", "typed"),
-        ("seeds", 0),
+        ("seeds", -1),
         ("measured", float("nan")),
         ("interval", (2, 1)),
         ("interval", 3.0),

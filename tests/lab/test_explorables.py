@@ -95,6 +95,10 @@ def random_decay(rng: random.Random) -> DecayExplorable:
 RANDOM = {"gates": random_gates, "decay": random_decay}
 
 
+def test_every_figure_is_compared_with_python():
+    assert {figure.name for figure in Explorable.__subclasses__()} == set(RANDOM)
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_browser_computes_what_the_library_computes(visit, name):
     rng = random.Random(3)

@@ -93,7 +93,7 @@ REGIMES: dict[str, tuple[str, str, str]] = {
         "Noisy",
         formula("w̄ =", frac("1", "R"), total("r"), "w ( z + σ ε_r )"),
         "Each token draws its own noise. Bars are the mean over R = 256 draws, thin lines the middle four fifths. "
-        "Near rivals now win at times, so they get tokens, and a gradient.",
+        "Near rivals now win at times and get tokens. They get a gradient too, unless it is top-1 then softmax.",
     ),
 }
 
