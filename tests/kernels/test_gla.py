@@ -351,7 +351,7 @@ def test_autocast_leaves_the_computation_in_float32(form):
 
 def test_what_the_mask_hides_may_overflow():
     gen = torch.Generator().manual_seed(17)
-    q, k, v, state = problem(gen, 1, 64, 1, 4, 4, torch.float32)
+    q, k, v, _ = problem(gen, 1, 64, 1, 4, 4, torch.float32)
     g = torch.full_like(q, -0.249)
     o, _ = chunk_gla(1e17 * q, 1e17 * k, v, g)
     want, _ = naive_recurrent_gla(*(y.double() for y in (1e17 * q, 1e17 * k, v, g)))
