@@ -53,7 +53,7 @@ def test_schemas_refuse_what_they_should(tool):
         "interval": [0.4, 0.6], "seeds": 3, "verdict": "holds here", "source": "live", "why": "w",
     }  # fmt: skip
     assert check("claims", {"rows": [good]}) == [good]
-    for wrong in ({"verdict": "true"}, {"seeds": 0}, {"interval": [0.4]}, {"source": "memory"}, {"claim": ""}):
+    for wrong in ({"verdict": "true"}, {"seeds": -1}, {"interval": [0.4]}, {"source": "memory"}, {"claim": ""}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             check("claims", {"rows": [good | wrong]})
     with pytest.raises(ValueError, match="rows"):
