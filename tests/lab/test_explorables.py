@@ -15,13 +15,17 @@ from gated.lab.explorables import (
     DecayExplorable,
     Explorable,
     GateExplorable,
+    OffloadExplorable,
     decay_matrix,
     explorable,
     max_exponent,
 )
 from gated.lab.explorables.decay import LIMITS, MIXED, SCHEMES, T
+from gated.lab.explorables.offload import PRESETS
+from gated.pregated.simulate import DESIGNS
 
-FIGURES = [GateExplorable, DecayExplorable]
+WITH_DOTS = [GateExplorable, DecayExplorable]
+FIGURES = [*WITH_DOTS, OffloadExplorable]
 TOLERANCE = 1e-12
 
 
@@ -92,7 +96,22 @@ def random_decay(rng: random.Random) -> DecayExplorable:
     )
 
 
-RANDOM = {"gates": random_gates, "decay": random_decay}
+def random_offload(rng: random.Random) -> OffloadExplorable:
+    return OffloadExplorable(
+        bandwidth=float(f"{64 ** rng.random():.3g}"),
+        size=float(f"{100 ** rng.random():.3g}"),
+        num_experts=2 ** rng.randint(4, 8),
+        active=rng.randint(1, 16),
+        blocks=rng.randint(1, 12),
+        block=float(f"{0.1 * 100 ** rng.random():.3g}"),
+        dense=round(rng.uniform(0, 5), 2),
+        look_ahead=rng.randint(1, 3),
+        guessed=round(rng.random(), 2),
+        design=rng.choice(DESIGNS),
+    )
+
+
+RANDOM = {"gates": random_gates, "decay": random_decay, "offload": random_offload}
 
 
 def test_every_figure_is_compared_with_python():
@@ -138,6 +157,8 @@ def test_every_regime_has_its_equation(visit):
         (DecayExplorable, "sum += g[i], i--", "sum += g[i] * 1.000001, i--"),
         (DecayExplorable, "(sum += at(i + 1))", "(sum += at(i) + 1)"),
         (DecayExplorable, "i = first - 1; i >= start", "i = first; i > start"),
+        (OffloadExplorable, "Math.max(now, free)", "now"),
+        (OffloadExplorable, "if (b + ahead < B)", "if (b + ahead <= B)"),
     ],
 )
 def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
@@ -160,7 +181,7 @@ def test_the_static_picture_is_the_live_one(visit, figure):
             const value = node.getAttribute(name);
             return value === null ? '' : isNaN(value) ? value : +value;
         }), node.children.length ? '' : node.textContent])"""
-    html = random_gates(random.Random(5)).html() if figure is GateExplorable else random_decay(random.Random(5)).html()
+    html = RANDOM[figure.name](random.Random(5)).html()
     still = visit(html, java_script_enabled=False)
     picture = still.locator(".gx-figure svg").first
     assert picture.is_visible() and picture.get_attribute("role") == "img" and picture.get_attribute("aria-label")
@@ -211,7 +232,7 @@ def test_a_dot_is_dragged_by_the_mouse_and_moved_by_the_keyboard(visit):
     assert page.locator("[data-handle][tabindex='0']").count() == 1
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", WITH_DOTS)
 def test_a_dot_is_dragged_by_a_finger(visit, figure):
     page = visit(figure().html(), width=375, has_touch=True, is_mobile=True)
     dot = page.locator("[data-handle='4']")
@@ -249,8 +270,27 @@ def test_the_decay_figure_follows_gates_chunks_and_length(visit):
     assert page.locator("[data-handle='10']").get_attribute("tabindex") == "0"
 
 
+def test_the_offload_figure_knows_the_papers_machines(visit):
+    page = visit(OffloadExplorable().html())
+    for name, one in PRESETS.items():
+        page.get_by_role("button", name=name, exact=True).click()
+        values = shown(page)
+        assert values["preset"] == name
+        assert difference(OffloadExplorable(**one["state"]).values(), values) <= TOLERANCE
+        for design, measured in one["measured"].items():
+            assert values["latency"][design] == pytest.approx(measured, rel=0.08), (name, design)
+        assert page.locator("[data-measured][visibility=visible]").count() == len(one["measured"])
+    page.get_by_label("on demand").check()
+    assert page.locator(".gx-note").inner_text().startswith("Each block waits")
+    page.locator("input[data-key=block]").focus()
+    page.keyboard.press("ArrowRight")  # no longer the authors' machine
+    assert shown(page)["preset"] == "" and page.locator("[data-measured][visibility=visible]").count() == 0
+
+
 @pytest.mark.parametrize(
-    "figure", [GateExplorable(k=2, noise=1.0), DecayExplorable(repeats=200)], ids=lambda one: one.name
+    "figure",
+    [GateExplorable(k=2, noise=1.0), DecayExplorable(repeats=200), OffloadExplorable(blocks=12)],
+    ids=lambda one: one.name,
 )
 def test_a_slider_answers_within_25_ms(visit, figure):
     page = visit(figure.html())
@@ -325,15 +365,22 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
     assert page.evaluate("document.documentElement.scrollWidth") <= 340
     page.evaluate("document.body.style.color = 'rgb(1, 2, 3)'")
     colours = page.evaluate(
-        """() => ['.gx svg text', '[data-handle] circle'].map(
+        """() => ['.gx svg text', '[data-handle] circle, rect[fill*="--gx-blue"]'].map(
             (query) => getComputedStyle(document.querySelector(query)).fill)"""
     )
     assert colours[0] == "rgb(1, 2, 3)"  # the words take the page's own colour
     assert colours[1] == {"light": "rgb(0, 114, 178)", "dark": "rgb(86, 180, 240)"}[theme]
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_the_same_file_drives_a_widget(visit, figure):
+@pytest.mark.parametrize(
+    ("figure", "key", "value", "again"),
+    [
+        (GateExplorable, "temperature", 2, 4),
+        (DecayExplorable, "temperature", 2, 4),
+        (OffloadExplorable, "bandwidth", 2, 4),
+    ],
+)
+def test_the_same_file_drives_a_widget(visit, figure, key, value, again):
     """The module, loaded as anywidget loads it, with a model that records what is sent to the kernel."""
     one = figure()
     widget = one.widget()
@@ -356,15 +403,14 @@ def test_the_same_file_drives_a_widget(visit, figure):
         [str(widget._esm), state],
     )
     assert difference(one.values(), shown(page)) <= TOLERANCE
-    page.locator("input[data-key=temperature]").focus()
+    page.locator(f"input[data-key={key}]").focus()
     page.keyboard.press("ArrowRight")
-    sent = page.evaluate("window.sent.at(-1).temperature")
-    assert sent > one.state["temperature"]
-    page.evaluate("window.model.set('temperature', 2)")  # as the kernel does
-    expected = figure(temperature=2).values()
+    assert page.evaluate(f"window.sent.at(-1).{key}") > one.state[key]
+    page.evaluate(f"window.model.set('{key}', {value})")  # as the kernel does
+    expected = figure(**{key: value}).values()
     assert difference(expected, shown(page)) <= TOLERANCE
     page.evaluate("window.stop()")
-    page.evaluate("window.model.set('temperature', 4)")
+    page.evaluate(f"window.model.set('{key}', {again})")
     assert difference(expected, shown(page)) <= TOLERANCE
 
 
@@ -510,6 +556,9 @@ def test_noise_gives_a_shut_expert_a_gradient_and_tokens():
         (lambda: decay_matrix([], 1), "z"),
         (lambda: decay_matrix([0.0], 0), "temperature"),
         (lambda: max_exponent([0.0], 1, "chunk", chunk=0), "chunk"),
+        (lambda: OffloadExplorable(bandwidth=0.5), "bandwidth"),
+        (lambda: OffloadExplorable(num_experts=4, active=5), "active"),
+        (lambda: OffloadExplorable(design="eager"), "design"),
     ],
 )
 def test_bad_input_is_named(make, argument):
@@ -533,5 +582,5 @@ def test_the_notebooks_show_the_current_figures():
 
 
 def test_files_are_shipped_beside_the_code():
-    folder = Path(explorable.__file__).parent
-    assert {"figure.css", "figure.js", "gates.js", "decay.js"} <= {file.name for file in folder.iterdir()}
+    shipped = {file.name for file in Path(explorable.__file__).parent.iterdir()}
+    assert {"figure.css", "figure.js", *(f"{figure.name}.js" for figure in FIGURES)} <= shipped

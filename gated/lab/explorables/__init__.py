@@ -8,5 +8,6 @@ equal in a real browser.
 from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_exponent
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.gates import GateExplorable
+from gated.lab.explorables.offload import OffloadExplorable
 
-__all__ = ["DecayExplorable", "Explorable", "GateExplorable", "decay_matrix", "max_exponent"]
+__all__ = ["DecayExplorable", "Explorable", "GateExplorable", "OffloadExplorable", "decay_matrix", "max_exponent"]
