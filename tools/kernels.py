@@ -2,10 +2,11 @@
 
 Each kernel is compiled ahead of time for two NVIDIA targets and one AMD target, exactly as the package launches it
 (same tile sizes, warps and stages), and read back from the binary: registers, spilled bytes, shared memory, matrix
-instructions, all instructions (static counts: a loop's body counts once). flash-linear-attention's kernels for the same
-step are compiled by the same code with tiles of 64 and 2 stages, at 4 warps, or at 8 where 4 spill registers and 8
-spill fewer; its autotuner may find better ones on a GPU. A row that sums several launches takes the largest of their
-registers and shared memory and the sum of the rest.
+instructions, all instructions (static counts: a loop's body counts once). A new family is an entry of `FAMILIES`.
+
+For `gla`, flash-linear-attention's kernels for the same step are compiled by the same code with tiles of 64 and 2
+stages, at 4 warps, or at 8 where 4 spill registers and 8 spill fewer; its autotuner may find better ones on a GPU. A
+row that sums several launches takes the largest of their registers and shared memory and the sum of the rest.
 """
 
 from __future__ import annotations
@@ -21,21 +22,37 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "gated/kernels/gla/gpu.py"
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "gfx942": 65_536}  # bytes a block may use
-SIZES = (64, 128)  # K = V
 HEADS = 4
 
-# name of the step -> our kernel, its constants, and flash-linear-attention's kernels that do the same work
+# name of the step -> our kernel, its constants, and the peer's kernels that do the same work (module, name, constants)
+Steps = dict[str, tuple[str, dict[str, Any], list[tuple[str, str, dict[str, Any]]]]]
+
+
+class Family(NamedTuple):
+    """A folder of gated/kernels: what its gpu.py launches, and with what."""
+
+    dtype: str
+    types: dict[str, str]  # parameters that are no constants, by name, the same in all steps; constants win
+    sizes: list[dict[str, int]]  # every step is compiled for each; constants too, and a row's sizes. "K" is one of them
+    steps: Steps
+    plan: Callable[..., dict[str, int]] = lambda gpu, kernel, sizes, hip: gpu.plan(kernel, **sizes, hip=hip)
+
+
+def pointers(names: str, dtype: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), f"*{dtype}")
+
+
 CHUNK_H, GLA = "fla.ops.common.chunk_h", "fla.ops.gla.chunk"
-STEPS: dict[str, tuple[str, dict[str, Any], list[tuple[str, str, dict[str, Any]]]]] = {
+GLA_STEPS: Steps = {
     "write, forward": (
         "_write",
         {"REVERSE": False},
@@ -83,6 +100,26 @@ STEPS: dict[str, tuple[str, dict[str, Any], list[tuple[str, str, dict[str, Any]]
 WHOLE = {
     "forward, all launches": ["write, forward", "read, forward"],
     "backward, all launches": ["write, forward", "write, backward", "read, backward", "gradients"],
+}
+FAMILIES = {
+    "gla": Family(
+        "bf16",
+        pointers("q k v x y o out do states dstates dq dk", "bf16")
+        | pointers("g dg start final", "fp32")
+        | {"offsets": "*i32", "scale": "fp32", "H": "i32"},
+        [{"K": 64, "V": 64}, {"K": 128, "V": 128}],
+        GLA_STEPS,
+    ),
+    "topk_gate": Family(
+        "fp32",
+        pointers("logits weights", "fp32")
+        | pointers("experts position offsets", "i64")
+        | {"count": "*i32"}
+        | dict.fromkeys(("T", "tiles", "parts", "choices", "size"), "i32"),
+        [{"N": 8, "K": 2}, {"N": 64, "K": 2}, {"N": 160, "K": 6}, {"N": 256, "K": 8}],
+        {"scores": ("_score", {"RENORMALISE": True}, []), "scan": ("_scan", {}, []), "positions": ("_place", {}, [])},
+        lambda gpu, kernel, sizes, hip: gpu.plan(kernel, sizes["N"]),
+    ),
 }
 # what flash-linear-attention's parameters mean when they are not the same everywhere: pointers' types, then its flags
 PEER = {
@@ -200,59 +237,53 @@ def total(figures: list[dict[str, int]]) -> dict[str, int]:
     }
 
 
-def row(job: tuple[str, str, int]) -> dict[str, Any]:
-    """One row: our kernel for a step, and flash-linear-attention's, at K = V = size in bfloat16 with float32 gates."""
-    step, target, size = job
-    name, constants, peers = STEPS[step]
+def row(job: tuple[str, str, str, int]) -> dict[str, Any]:
+    """One row: our kernel for a step of a family, and the peer's where there is one, at the family's n-th sizes."""
+    name, step, target, number = job
+    family = FAMILIES[name]
+    kernel, constants, peers = family.steps[step]
+    sizes = family.sizes[number]
     logging.disable(logging.WARNING)  # flash-linear-attention says on import that there is no GPU
-    gpu = import_module("gated.kernels.gla.gpu")
-    pointers = dict.fromkeys(("q", "k", "v", "x", "y", "o", "out", "do", "states", "dstates", "dq", "dk"), "*bf16")
-    floats = dict.fromkeys(("g", "dg", "start", "final"), "*fp32")
-    values = {
-        **pointers,
-        **floats,
-        "offsets": "*i32",
-        "scale": "fp32",
-        "H": "i32",
-        "K": size,
-        "V": size,
-        **constants,
-        **gpu.plan(name, size, size, hip=target.startswith("gfx")),
-    }
+    gpu = import_module(f"gated.kernels.{name}.gpu")
+    values = {**family.types, **sizes, **constants, **family.plan(gpu, kernel, sizes, target.startswith("gfx"))}
     warps, stages = values.pop("num_warps"), values.pop("num_stages")
-    ours = compiled(getattr(gpu, name), values, target, warps, stages)
-    theirs = []
-    for module, kernel, special in peers:
-        function = getattr(import_module(module), kernel)
-        while not hasattr(function, "params"):  # under the autotuner and the heuristics
-            function = function.fn
-        special = {n: size if v == "K" else v for n, v in special.items()}
-        given = PEER | {"K": size, "V": size, "S": size, "BK": min(64, size)} | special
-        flags = {p.name: False for p in function.params if p.is_constexpr and p.name not in given}
-        figures = compiled(function, given | flags, target, 4, 2)
-        if figures["spills"]:
-            figures = min(figures, compiled(function, given | flags, target, 8, 2), key=lambda f: f["spills"])
-        theirs.append(figures)
-    return {
-        "kernel": f"gla {step}",
+    result = {
+        "kernel": f"{name} {step}",
         "target": target,
-        "dtype": "bf16",
-        "sizes": {"K": size, "V": size},
+        "dtype": family.dtype,
+        "sizes": sizes,
         "launches": 1,
-        **ours,
+        **compiled(getattr(gpu, kernel), values, target, warps, stages),
         "shared_limit": SHARED_LIMIT[target],
         "warps": warps,
-        "peer": {"name": "flash-linear-attention", "kernels": [k for _, k, _ in peers], **total(theirs)},
     }
+    if peers:
+        figures = total([peer(*kernel, sizes["K"], target) for kernel in peers])
+        result["peer"] = {"name": "flash-linear-attention", "kernels": [k for _, k, _ in peers], **figures}
+    return result
+
+
+def peer(module: str, kernel: str, special: dict[str, Any], size: int, target: str) -> dict[str, int]:
+    """flash-linear-attention's kernel at K = V = size in bfloat16 with float32 gates."""
+    function = getattr(import_module(module), kernel)
+    while not hasattr(function, "params"):  # under the autotuner and the heuristics
+        function = function.fn
+    special = {n: size if v == "K" else v for n, v in special.items()}
+    given = PEER | {"K": size, "V": size, "S": size, "BK": min(64, size)} | special
+    flags = {p.name: False for p in function.params if p.is_constexpr and p.name not in given}
+    figures = compiled(function, given | flags, target, 4, 2)
+    if figures["spills"]:
+        figures = min(figures, compiled(function, given | flags, target, 8, 2), key=lambda f: f["spills"])
+    return figures
 
 
 def whole(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows for a pass as a whole: the sums over its launches, ours and theirs."""
+    """Rows for a pass of gated linear attention as a whole: the sums over its launches, ours and theirs."""
     table = {(r["kernel"], r["target"], r["sizes"]["K"]): r for r in rows}
     out = []
     for name, steps in WHOLE.items():
         for target in TARGETS:
-            for size in SIZES:
+            for size in (sizes["K"] for sizes in FAMILIES["gla"].sizes):
                 parts = [table[f"gla {step}", target, size] for step in steps]
                 kernels = [k for p in parts for k in p["peer"]["kernels"]]
                 out.append(
@@ -286,7 +317,8 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="compile again even if nothing has changed")
     arguments = parser.parse_args()
     versions = {name: installed(name) for name in ("triton", "torch", "fla-core")}
-    text = SOURCE.read_text() + Path(__file__).read_text() + json.dumps(versions)
+    sources = [ROOT / f"gated/kernels/{name}/gpu.py" for name in FAMILIES]
+    text = "".join(path.read_text() for path in [*sources, Path(__file__)]) + json.dumps(versions)
     digest = hashlib.sha256(text.encode()).hexdigest()
     out: Path = arguments.out
     if not arguments.force and out.exists() and json.loads(out.read_text()).get("digest") == digest:
@@ -298,13 +330,19 @@ def main() -> None:
         "TRITON_CACHE_DIR", str(out.parent.resolve() / "triton")
     )  # an interrupted run goes on
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    jobs = [(step, target, size) for size in SIZES for target in TARGETS for step in STEPS]
+    jobs = [
+        (name, step, target, number)
+        for name, family in FAMILIES.items()
+        for number in range(len(family.sizes))
+        for target in TARGETS
+        for step in family.steps
+    ]
     start, rows = time.time(), []
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for number, result in enumerate(pool.imap(row, jobs), 1):
             rows.append(result)
             print(
-                f"[{number:2d}/{len(jobs)}] {result['target']:6s} K=V={result['sizes']['K']:<3d} {result['kernel']:20s}"
+                f"[{number:2d}/{len(jobs)}] {result['target']:6s} {result['kernel']:20s} {result['sizes']}"
                 f" {result['registers']:3d} registers, {result['spills']} spilled, {result['shared_bytes']} B shared, "
                 f"{result['matrix_instructions']} matrix instructions",
                 flush=True,

@@ -3,10 +3,15 @@
 A gate takes `logits: Float[Tensor, "*batch gates"]` and returns weights of the same shape, 0 where a gate is
 shut; a logit of -inf shuts its gate. All randomness comes from `generator`; where `generator=None` is allowed
 it means no noise. l: logits, T: temperature, p = softmax(l/T), s = sigmoid(l), S: the k largest, e: normal
-noise, g: Gumbel noise, N: number of gates.
+noise, g: Gumbel noise, N: number of gates. Scores make the logits from features x; where they are a matrix's
+work (l = x W) no function is needed.
 
 | name                             | equation                                    | kind    | source          |
 |----------------------------------|---------------------------------------------|---------|-----------------|
+| `cosine_logits`                  | scale cos(x, e_i), or a perturbed cosine     | scores  | Li 2023         |
+| `gaussian_logits`                | log b_i + log N(x; mu_i, Sigma_i)           | scores  | Xu 1994         |
+| `student_t_logits`               | log b_i + log t_v(x; mu_i, Sigma_i)         | scores  | Peel 2000       |
+| `laplace_logits`                 | minus the distance from x to a_i, over T     | scores  | Han 2024        |
 | `softmax_gate`                   | p; T a number, a scalar or one per row      | soft    | Hinton 2015     |
 | `entmax_gate`                    | [(a-1) l/T - t]_+^(1/(a-1)), 1 <= a <= 2    | soft*   | Peters 2019     |
 | `sparsemax_gate`                 | [l/T - t]_+ (entmax with a = 2)             | soft*   | Martins 2016    |
@@ -18,6 +23,10 @@ noise, g: Gumbel noise, N: number of gates.
 | `selection_probability`          | Phi((l_i - k-th largest noisy other)/std_i) | value   | Shazeer 2017    |
 | `biased_sigmoid_gate`            | s_i / sum_S s, S: the k largest s + b       | hard    | DeepSeek 2024   |
 | `SelectionBias`                  | ... with b += rate sign(mean load - load)   | hard    | Wang 2024       |
+| `top_p_gate`                     | p_i on the shortest sorted prefix above P   | hard    | Huang 2024      |
+| `expert_choice_gate`             | p_ti if t is in column i's top C            | hard    | Zhou 2022       |
+| `probit_gate`                    | P(i = argmax_j l_j + s e_j)                 | soft    | Thurstone 1927  |
+| `soft_moe_gate`                  | softmax over tokens, and over slots         | soft    | Puigcerver 2024 |
 | `dense_to_sparse_gate`           | p_i of l + g, where p_i > c                 | soft*   | Nie 2021        |
 | `DenseToSparseGate`              | ... with T from a schedule                  | soft*   | Nie 2021        |
 | `gumbel_softmax_gate`            | softmax((l + g)/T), or its largest one-hot  | either  | Jang 2017       |
@@ -47,7 +56,8 @@ noise, g: Gumbel noise, N: number of gates.
 | `switch_loss`                    | N sum f_i Q_i, 1 at balance                 | loss    | Fedus 2021      |
 | `z_loss`                         | mean (logsumexp l)^2                        | loss    | Zoph 2022       |
 
-soft: smooth in the logits; soft*: with exact zeros; hard: a selection; either: by the argument `hard`.
+scores: features to logits; soft: smooth in the logits; soft*: with exact zeros; hard: a selection; either: by
+the argument `hard`.
 """
 
 from gated.gates.binary import (
@@ -59,6 +69,7 @@ from gated.gates.binary import (
     hard_concrete_open_probability,
     straight_through,
 )
+from gated.gates.choice import expert_choice_gate, probit_gate, soft_moe_gate, top_p_gate
 from gated.gates.dense_to_sparse import DenseToSparseGate, dense_to_sparse_gate
 from gated.gates.gumbel import (
     gumbel_softmax_gate,
@@ -69,6 +80,7 @@ from gated.gates.gumbel import (
 from gated.gates.losses import importance_loss, load_loss, switch_loss, z_loss
 from gated.gates.noise import add_gaussian_noise, add_gumbel_noise
 from gated.gates.schedules import constant_schedule, cosine_schedule, exponential_schedule, linear_schedule
+from gated.gates.scores import cosine_logits, gaussian_logits, laplace_logits, student_t_logits
 from gated.gates.sigmoid import SelectionBias, biased_sigmoid_gate
 from gated.gates.soft import entmax_gate, softmax_gate, sparsemax_gate
 from gated.gates.statistics import coefficient_of_variation, effective_gates, entropy, importance, load
@@ -84,10 +96,11 @@ from gated.gates.topk import (
 __all__ = [
     "DenseToSparseGate", "HardConcrete", "NoisyTopKGate", "SelectionBias", "add_gaussian_noise",
     "add_gumbel_noise", "biased_sigmoid_gate", "binary_gate", "coefficient_of_variation", "constant_schedule",
-    "cosine_schedule", "dense_to_sparse_gate", "effective_gates", "entmax_gate", "entropy",
-    "exponential_schedule", "gumbel_sigmoid_gate", "gumbel_softmax_gate", "gumbel_topk_gate",
-    "gumbel_topk_sample", "hard_concrete_gate", "hard_concrete_mode", "hard_concrete_open_probability",
-    "importance", "importance_loss", "linear_schedule", "load", "load_loss", "noisy_topk_gate",
-    "plackett_luce_log_prob", "selection_probability", "softmax_gate", "softmax_topk_gate", "sparsemax_gate",
-    "straight_through", "switch_loss", "topk_gate", "topk_mask", "z_loss",
+    "cosine_logits", "cosine_schedule", "dense_to_sparse_gate", "effective_gates", "entmax_gate", "entropy",
+    "expert_choice_gate", "exponential_schedule", "gaussian_logits", "gumbel_sigmoid_gate",
+    "gumbel_softmax_gate", "gumbel_topk_gate", "gumbel_topk_sample", "hard_concrete_gate",
+    "hard_concrete_mode", "hard_concrete_open_probability", "importance", "importance_loss", "laplace_logits",
+    "linear_schedule", "load", "load_loss", "noisy_topk_gate", "plackett_luce_log_prob", "probit_gate",
+    "selection_probability", "soft_moe_gate", "softmax_gate", "softmax_topk_gate", "sparsemax_gate",
+    "straight_through", "student_t_logits", "switch_loss", "top_p_gate", "topk_gate", "topk_mask", "z_loss",
 ]  # fmt: skip

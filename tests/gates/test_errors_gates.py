@@ -7,6 +7,7 @@ import torch
 from gated import gates as g
 
 ROW = torch.tensor([[0.5, -1.0, 2.0], [0.0, 1.0, 3.0]])
+MEAN = torch.ones(4, 3)
 INTEGERS, EMPTY, SCALAR = torch.tensor([[1, 2]]), torch.zeros(3, 0), torch.tensor(1.0)
 NAN, POSITIVE, SHUT = (
     torch.tensor([[0.0, value], [1.0, value]]) for value in (float("nan"), float("inf"), -float("inf"))
@@ -30,6 +31,10 @@ ROW_GATES = {
     "gumbel softmax": lambda x, **c: g.gumbel_softmax_gate(x, generator=rng(), **c),
     "gumbel topk": lambda x, **c: g.gumbel_topk_gate(x, 1, generator=rng(), **c),
     "gumbel sample": lambda x, **c: g.gumbel_topk_sample(x, 1, generator=rng(), **c),
+    "top-p": lambda x, **c: g.top_p_gate(x, 0.5, **c),
+    "expert choice": lambda x, **c: g.expert_choice_gate(x, 1, **c),
+    "probit": lambda x, **c: g.probit_gate(x, **c),
+    "soft moe": lambda x, **c: g.soft_moe_gate(x, **c),
     "z loss": lambda x, **c: g.z_loss(x, **c),
 }
 BINARY_GATES = {
@@ -77,6 +82,7 @@ def test_temperature(temperature):
         g.sparsemax_gate,
         lambda x, t: g.topk_gate(x, 2, t),
         lambda x, t: g.softmax_topk_gate(x, 2, t),
+        lambda x, t: g.top_p_gate(x, 0.5, t),
         lambda x, t: g.dense_to_sparse_gate(x, 0.1, t, generator=None),
         lambda x, t: g.gumbel_softmax_gate(x, t, generator=None),
         lambda x, t: g.gumbel_topk_gate(x, 2, t, generator=None),
@@ -119,12 +125,31 @@ CASES = {
             lambda x, s: g.noisy_topk_gate(x, s, 1, generator=rng()),
             lambda x, s: g.selection_probability(x, x, s, 1),
         )
-    ],
+    ]
+    + [lambda s=s: g.probit_gate(ROW, s) for s in (0, float("inf"), True)],
     "noisy_logits": [lambda: g.selection_probability(ROW, ROW[0], 1.0, 1)],
     "features": [lambda: g.NoisyTopKGate(0, 3, 1), lambda: g.NoisyTopKGate(1.5, 3, 1)],
     "gates": [lambda: g.NoisyTopKGate(4, 0, 1), lambda: g.SelectionBias(0, 1), lambda: g.HardConcrete(0)],
     "min_noise_std": [lambda: g.NoisyTopKGate(4, 3, 1, min_noise_std=0.0)],
-    "x": [lambda: g.NoisyTopKGate(4, 3, 1)(ROW, rng()), lambda: g.NoisyTopKGate(3, 3, 1)(ROW.long(), rng())],
+    "x": [
+        lambda f=f, x=x: f(x, MEAN)
+        for f in (g.cosine_logits, g.laplace_logits, lambda x, m: g.gaussian_logits(x, m, torch.ones(4)))
+        for x in (ROW[:, :2], ROW.long(), SCALAR)
+    ]
+    + [lambda: g.NoisyTopKGate(4, 3, 1)(ROW, rng()), lambda: g.NoisyTopKGate(3, 3, 1)(ROW.long(), rng())],
+    "prototypes": [lambda e=e: g.cosine_logits(ROW, e) for e in (ROW[0], EMPTY, MEAN.long())],
+    "perturbation": [lambda: g.cosine_logits(ROW, MEAN, perturbation=(0.1, -0.1))],
+    "centres": [lambda: g.laplace_logits(ROW, ROW[0])],
+    "mean": [lambda: g.gaussian_logits(ROW, ROW[0], torch.ones(3))],
+    "log_prior": [
+        lambda b=b: g.gaussian_logits(ROW, MEAN, torch.ones(4), b) for b in (torch.zeros(3), torch.zeros(4).long())
+    ],
+    "freedom": [
+        lambda v=v: g.student_t_logits(ROW, MEAN, torch.ones(4), v)
+        for v in (0, -1.0, torch.zeros(4), torch.ones(3), torch.ones(4).long())
+    ],
+    "capacity": [lambda c=c: g.expert_choice_gate(ROW, c) for c in (0, 3, 1.5, True)],
+    "logits": [lambda: g.expert_choice_gate(ROW[0], 1), lambda: g.soft_moe_gate(ROW[0])],
     "generator": [
         lambda: g.NoisyTopKGate(3, 3, 1)(ROW),
         lambda: g.HardConcrete(3)(),
@@ -137,6 +162,10 @@ CASES = {
     "scale": [
         lambda: g.biased_sigmoid_gate(ROW, torch.zeros(3), 1, scale=0.0),
         lambda: g.SelectionBias(3, 1, scale=-1.0),
+    ]
+    + [
+        lambda s=s: g.gaussian_logits(ROW, MEAN, s)
+        for s in (torch.ones(3), torch.ones(4, 2), torch.zeros(4), torch.zeros(4, 3, 3), torch.ones(4).long())
     ],
     "rate": [lambda: g.SelectionBias(3, 1, rate=0.0)],
     "load": [
@@ -145,7 +174,8 @@ CASES = {
     ],
     "threshold": [lambda c=c: g.binary_gate(ROW, c) for c in (0.0, 1.0, -0.5)]
     + [lambda c=c: g.dense_to_sparse_gate(ROW, c, generator=None) for c in (-0.1, 1.0, float("nan"))]
-    + [lambda: g.DenseToSparseGate(g.constant_schedule(1.0), 1.0)],
+    + [lambda: g.DenseToSparseGate(g.constant_schedule(1.0), 1.0)]
+    + [lambda c=c: g.top_p_gate(ROW, c) for c in (-0.1, 1.1, float("nan"))],
     "slope": [lambda: g.binary_gate(ROW, slope="relu")],
     "soft": [lambda: g.straight_through(ROW, ROW[0])],
     "low": [lambda: g.hard_concrete_gate(ROW, low=0.0, generator=rng()), lambda: g.HardConcrete(3, low=0.1)],
@@ -156,6 +186,8 @@ CASES = {
     "temperature": [
         lambda: g.hard_concrete_gate(ROW, 0.0, generator=rng()),
         lambda: g.HardConcrete(3, temperature=-1.0),
+        lambda: g.laplace_logits(ROW, MEAN, 0.0),
+        lambda: g.laplace_logits(ROW, MEAN, torch.tensor(-1.0)),
     ],
     "log_alpha": [lambda: g.HardConcrete(3, log_alpha=float("nan"))],
     "order": [

@@ -18,10 +18,12 @@ SUM_ONE = {
     "softmax, top-k, renormalised": lambda x: g.softmax_topk_gate(x, 2, renormalise=True),
     "noisy top-k without noise": lambda x: g.noisy_topk_gate(x, 1.0, 2, generator=None),
     "gumbel softmax without noise": lambda x: g.gumbel_softmax_gate(x, 0.5, generator=None),
+    "probit": lambda x: g.probit_gate(x, 0.8),
 }
 SUM_AT_MOST_ONE = {
     "softmax, top-k": lambda x: g.softmax_topk_gate(x, 2),
     "dense to sparse": lambda x: g.dense_to_sparse_gate(x, 0.0731, 0.9, generator=None),
+    "top-p": lambda x: g.top_p_gate(x, 0.4317),
 }
 SHIFT_INVARIANT = (
     SUM_ONE
