@@ -120,6 +120,22 @@ FAMILIES = {
         {"scores": ("_score", {"RENORMALISE": True}, []), "scan": ("_scan", {}, []), "positions": ("_place", {}, [])},
         lambda gpu, kernel, sizes, hip: gpu.plan(kernel, sizes["N"]),
     ),
+    # about so many rows a group; matrices [K, N] as they are stored, and the transposed view that the backward reads
+    "grouped_gemm": Family(
+        "bf16",
+        pointers("x weight r y dy dw", "bf16") | {"offsets": "*i64", "G": "i32"},
+        [
+            {"K": 1024, "N": 4096, "rows": 256, "WK": 4096, "WN": 1},
+            {"K": 4096, "N": 1024, "rows": 256, "WK": 1, "WN": 4096},
+            {"K": 128, "N": 512, "rows": 16, "WK": 512, "WN": 1},
+            {"K": 200, "N": 333, "rows": 40, "WK": 333, "WN": 1},
+        ],
+        {"product": ("_product", {}, []), "weight gradient": ("_gradient", {}, [])},
+        lambda gpu, kernel, sizes, hip: {
+            **gpu.plan(kernel, sizes["K"], sizes["N"], sizes["rows"], hip=hip),
+            **{"WG": sizes["K"] * sizes["N"], "GROUPS": 64},
+        },
+    ),
 }
 # what flash-linear-attention's parameters mean when they are not the same everywhere: pointers' types, then its flags
 PEER = {

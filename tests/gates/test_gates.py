@@ -135,6 +135,7 @@ def test_batch_dimensions_are_free(gate):
 
 
 @by_name(ROW_GATES | BINARY_GATES)
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # log_ndtr's, under vmap
 def test_vmap_and_jacobians_equal_the_loop(gate):
     x = normal(6, 5)
     torch.testing.assert_close(torch.func.vmap(gate)(x), gate(x), rtol=0, atol=1e-15)

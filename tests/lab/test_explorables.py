@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from gated.gates import SelectionBias
 from gated.lab.explorables import (
     DecayExplorable,
     Explorable,
     GateExplorable,
     OffloadExplorable,
+    RouterExplorable,
     decay_matrix,
     explorable,
     max_exponent,
 )
 from gated.lab.explorables.decay import LIMITS, MIXED, SCHEMES, T
 from gated.lab.explorables.offload import PRESETS
+from gated.lab.explorables.router import PRIORITIES, SCORES, SELECTIONS, SPAN
 from gated.pregated.simulate import DESIGNS
 
 WITH_DOTS = [GateExplorable, DecayExplorable]
-FIGURES = [*WITH_DOTS, OffloadExplorable]
+FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable]
 TOLERANCE = 1e-12
 
 
@@ -111,7 +114,23 @@ def random_offload(rng: random.Random) -> OffloadExplorable:
     )
 
 
-RANDOM = {"gates": random_gates, "decay": random_decay, "offload": random_offload}
+def random_router(rng: random.Random) -> RouterExplorable:
+    return RouterExplorable(
+        anchors=[round(rng.uniform(-SPAN, SPAN), 2) for _ in range(12)],
+        score=rng.choice(SCORES),
+        selection=rng.choice(SELECTIONS),
+        top_k=rng.randint(1, 4),
+        temperature=float(f"{0.05 * 100 ** rng.random():.3g}"),
+        noise=rng.choice([0.0, round(rng.uniform(0, 2), 2)]),
+        threshold=round(rng.uniform(0.05, 0.95), 2),
+        capacity=rng.randint(1, 12) / 4,
+        priority=rng.choice(PRIORITIES),
+        bias=[round(rng.uniform(-0.4, 0.4), 2) for _ in range(6)],
+        seed=rng.randrange(100),
+    )
+
+
+RANDOM = {"gates": random_gates, "decay": random_decay, "offload": random_offload, "router": random_router}
 
 
 def test_every_figure_is_compared_with_python():
@@ -159,6 +178,12 @@ def test_every_regime_has_its_equation(visit):
         (DecayExplorable, "i = first - 1; i >= start", "i = first; i > start"),
         (OffloadExplorable, "Math.max(now, free)", "now"),
         (OffloadExplorable, "if (b + ahead < B)", "if (b + ahead <= B)"),
+        (RouterExplorable, "dot / (norms || 1) / s.temperature", "dot / (norms || 1) * s.temperature"),
+        (RouterExplorable, "Math.log1p(square / (2 * s", "Math.log1p(square / (3 * s"),
+        (RouterExplorable, "if (sum > s.threshold) break", "if (sum > s.threshold + 0.1) break"),
+        (RouterExplorable, "best[b[0]] - best[a[0]]", "best[a[0]] - best[b[0]]"),
+        (RouterExplorable, "kept[i] < C", "kept[i] <= C"),
+        (RouterExplorable, "sigmoid(v) + s.bias[i]", "sigmoid(v) - s.bias[i]"),
     ],
 )
 def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
@@ -166,7 +191,7 @@ def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
     assert old in read(f"{figure.name}.js")
     monkeypatch.setattr(explorable, "_read", lambda file: read(file).replace(old, new))
     rng = random.Random(3)
-    figures = [RANDOM[figure.name](rng) for _ in range(5)] + [figure()]
+    figures = [RANDOM[figure.name](rng) for _ in range(12 if figure is RouterExplorable else 5)] + [figure()]
     page = visit(*(one.html() for one in figures))
     off = max(difference(one.values(), shown(page, index)) for index, one in enumerate(figures))
     # The last change moves where the sum starts, which no exponent at or below 0 can show: the picture stays right.
@@ -177,7 +202,8 @@ def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
 def test_the_static_picture_is_the_live_one(visit, figure):
     """Without JavaScript the SVG is there and visible, and JavaScript leaves every mark of it where it is."""
     read = """() => [...document.querySelectorAll('.gx-figure svg *')].map((node) => [node.tagName,
-        ...['x', 'y', 'height', 'width', 'cy', 'y1', 'y2', 'fill', 'fill-opacity', 'points'].map((name) => {
+        ...['x', 'y', 'height', 'width', 'cy', 'y1', 'y2', 'fill', 'fill-opacity', 'points', 'd', 'transform',
+            'visibility'].map((name) => {
             const value = node.getAttribute(name);
             return value === null ? '' : isNaN(value) ? value : +value;
         }), node.children.length ? '' : node.textContent])"""
@@ -232,22 +258,102 @@ def test_a_dot_is_dragged_by_the_mouse_and_moved_by_the_keyboard(visit):
     assert page.locator("[data-handle][tabindex='0']").count() == 1
 
 
+def test_an_anchor_is_dragged_by_mouse_and_finger_and_moved_by_the_keyboard(visit):
+    page = visit(RouterExplorable().html())
+    page.get_by_label("Gaussian").check()
+    anchor = page.locator("[data-handle='1']")
+    box, side = (
+        anchor.locator("circle").bounding_box(),
+        page.locator("[data-plane]").evaluate("node => node.dataset.side * node.getCTM().a / (2 * 1.25)"),
+    )
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 60, y + 90, steps=4)
+    page.mouse.up()
+    page.mouse.move(x, y)  # the button is up: nothing follows the pointer
+    here = [float(part.replace("−", "-")) for part in anchor.get_attribute("aria-valuetext").split(", ")]
+    assert here == pytest.approx([0.13 - 60 / side, 0.83 - 90 / side], abs=0.03)
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("PageDown")
+    page.keyboard.press("ArrowRight")
+    anchors = RouterExplorable().state["anchors"]
+    anchors[2:5] = [round(here[0] - 0.05, 2), round(here[1] + 0.05, 2), anchors[4] + 0.05]
+    assert difference(RouterExplorable(anchors, score="Gaussian").values(), shown(page)) <= TOLERANCE
+    assert page.locator("[data-handle][tabindex='0']").get_attribute("data-handle") == "2"
+
+    page = visit(RouterExplorable().html() + "<p style='height: 900px'>", width=375, has_touch=True, is_mobile=True)
+    anchor = page.locator("[data-handle='4']")
+    box = anchor.locator("circle").bounding_box()
+    assert box["width"] > 20  # wide enough for a finger
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+    for kind, points in (
+        ("touchStart", [(x, y)]),
+        ("touchMove", [(x + 20, y - 20)]),
+        ("touchMove", [(x + 60, y - 60)]),
+        ("touchEnd", []),
+    ):
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
+    page.wait_for_timeout(100)  # a page that scrolls would do it now
+    assert float(anchor.get_attribute("aria-valuenow")) > -0.33 + 0.3 and page.evaluate("scrollY") == 0
+
+
+def test_the_routers_bias_is_the_librarys(visit):
+    """The button takes the step of `SelectionBias`; repeated, it evens out the loads."""
+    figure = RouterExplorable(selection="sigmoid + bias", score="Gaussian")
+    bias = SelectionBias(6, 1, rate=figure.state["rate"]).double()
+    page = visit(figure.html())
+    before, button = shown(page), page.get_by_role("button", name="one bias step")
+    for step in range(25):
+        bias.update(torch.tensor(figure.values()["asked"], dtype=torch.float64))
+        figure.state["bias"] = bias.bias.tolist()
+        if step < 5:
+            button.click()
+            assert difference(figure.values(), shown(page)) <= TOLERANCE
+    for _ in range(2):
+        page.get_by_role("button", name="ten steps").click()
+    after = shown(page)
+    assert difference(figure.values(), after) <= TOLERANCE
+    assert after["imbalance"] < before["imbalance"] / 3 and after["agreement"] < before["agreement"] - 0.1
+    page.get_by_role("button", name="bias to zero").click()
+    assert shown(page) == before
+
+
+def test_what_the_router_shows(visit):
+    """Expert choice has even loads; cosine routing forgets the scale; anchors in the clusters leave few points out."""
+    page = visit(RouterExplorable(selection="expert choice", top_k=2).html())
+    v = shown(page)
+    assert v["asked"] == [v["limit"]] * 6 and v["imbalance"] == 0
+    page.get_by_label("top-k", exact=True).check()
+    assert shown(page)["imbalance"] > 0.2
+    first, second, *others = RouterExplorable().state["anchors"]
+    for score in ("cosine", "linear"):  # one anchor comes nearer, in its direction
+        near = RouterExplorable([first / 2, second / 2, *others], score=score).values()
+        assert (near["cells"] == RouterExplorable(score=score).values()["cells"]) == (score == "cosine")
+    page = visit(RouterExplorable(score="Gaussian").html())
+    before = shown(page)["unserved"]
+    page.get_by_role("button", name="anchors to the clusters").click()
+    assert shown(page)["unserved"] < before / 2
+
+
 @pytest.mark.parametrize("figure", WITH_DOTS)
 def test_a_dot_is_dragged_by_a_finger(visit, figure):
-    page = visit(figure().html(), width=375, has_touch=True, is_mobile=True)
+    page = visit(figure().html() + "<p style='height: 900px'>", width=375, has_touch=True, is_mobile=True)
     dot = page.locator("[data-handle='4']")
-    assert dot.evaluate("node => getComputedStyle(node).touchAction") == "none"
     box, before = dot.locator("circle").bounding_box(), float(dot.get_attribute("aria-valuenow"))
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     touch = page.context.new_cdp_session(page)
     for kind, points in (
         ("touchStart", [(x, y)]),
-        ("touchMove", [(x, y + 20)]),
-        ("touchMove", [(x, y + 30)]),
+        ("touchMove", [(x, y - 20)]),
+        ("touchMove", [(x, y - 30)]),
         ("touchEnd", []),
     ):
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    assert float(dot.get_attribute("aria-valuenow")) < before - 1
+    page.wait_for_timeout(100)  # a page that scrolls would do it now
+    assert float(dot.get_attribute("aria-valuenow")) > before + 1
     assert page.evaluate("scrollY") == 0
     slider = page.locator("input[type=range]").first
     slider.scroll_into_view_if_needed()
@@ -289,7 +395,12 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
 
 @pytest.mark.parametrize(
     "figure",
-    [GateExplorable(k=2, noise=1.0), DecayExplorable(repeats=200), OffloadExplorable(blocks=12)],
+    [
+        GateExplorable(k=2, noise=1.0),
+        DecayExplorable(repeats=200),
+        OffloadExplorable(blocks=12),
+        RouterExplorable(top_k=4),
+    ],
     ids=lambda one: one.name,
 )
 def test_a_slider_answers_within_25_ms(visit, figure):
@@ -378,6 +489,7 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
         (GateExplorable, "temperature", 2, 4),
         (DecayExplorable, "temperature", 2, 4),
         (OffloadExplorable, "bandwidth", 2, 4),
+        (RouterExplorable, "temperature", 2, 4),
     ],
 )
 def test_the_same_file_drives_a_widget(visit, figure, key, value, again):
@@ -559,6 +671,14 @@ def test_noise_gives_a_shut_expert_a_gradient_and_tokens():
         (lambda: OffloadExplorable(bandwidth=0.5), "bandwidth"),
         (lambda: OffloadExplorable(num_experts=4, active=5), "active"),
         (lambda: OffloadExplorable(design="eager"), "design"),
+        (lambda: RouterExplorable([0.0] * 11), "anchors"),
+        (lambda: RouterExplorable([2.0] * 12), "anchors"),
+        (lambda: RouterExplorable(score="dot"), "score"),
+        (lambda: RouterExplorable(selection="all"), "selection"),
+        (lambda: RouterExplorable(priority="last"), "priority"),
+        (lambda: RouterExplorable(top_k=5), "top_k"),
+        (lambda: RouterExplorable(threshold=1), "threshold"),
+        (lambda: RouterExplorable(bias=[0.0]), "bias"),
     ],
 )
 def test_bad_input_is_named(make, argument):

@@ -112,7 +112,12 @@ def _autograd(ctx, dweights, *_):
         rows, everywhere = product - weights * total, 0.0
     else:  # a row of -inf alone has no softmax; its total is 0
         rows, everywhere = product, total * logits.to(exact).masked_fill(experts[:, :1] < 0, 0).softmax(1)
-    chosen = torch.zeros_like(logits, dtype=exact).scatter_add(1, experts.clamp_min(0), rows)
+    if torch.compiler.is_compiling():
+        # Inductor's CPU backend (torch 2.13) may read the target of a scatter before the scatter: zeros, silently.
+        column = torch.arange(logits.shape[1], device=logits.device)
+        chosen = torch.where(experts[..., None] == column, rows[..., None], 0).sum(1)
+    else:
+        chosen = torch.zeros_like(logits, dtype=exact).scatter_add(1, experts.clamp_min(0), rows)
     return (chosen - everywhere).to(logits.dtype), None, None
 
 

@@ -9,5 +9,9 @@ from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_expon
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.gates import GateExplorable
 from gated.lab.explorables.offload import OffloadExplorable
+from gated.lab.explorables.router import RouterExplorable
 
-__all__ = ["DecayExplorable", "Explorable", "GateExplorable", "OffloadExplorable", "decay_matrix", "max_exponent"]
+__all__ = [
+    "DecayExplorable", "Explorable", "GateExplorable", "OffloadExplorable", "RouterExplorable", "decay_matrix",
+    "max_exponent",
+]  # fmt: skip

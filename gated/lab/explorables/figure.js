@@ -110,6 +110,11 @@ function presets(fig, { label, options }) {
   }
 }
 
+// Keeps the page from scrolling under a finger that drags a part of a drawing: there browsers do not heed touch-action.
+function still(node) {
+  node.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
+}
+
 // Dots that are dragged up and down by pointer, or moved by arrow keys: one slider per entry of the list `key`.
 function handles(fig, { strip, key, step, picked, label, show }) {
   const at = scale(strip), svg = strip.ownerSVGElement, nodes = [...strip.querySelectorAll("[data-handle]")];
@@ -133,6 +138,7 @@ function handles(fig, { strip, key, step, picked, label, show }) {
       assign(i, value(event));
       node.focus({ preventScroll: true });
     });
+    still(node);
     node.addEventListener("pointermove", (event) => {
       if (node.hasPointerCapture(event.pointerId)) assign(i, value(event));
     });

@@ -1,0 +1,201 @@
+"""The designs against the clock: real decode steps over a link of chosen speed, beside what the closed form says.
+
+The experts lie in a temporary file and come over a throttled link, so that F / T can be chosen: .83 and 1.13 are the
+paper's Base and Large models, 3 is a link too slow to hide. A layer of this size takes less time than Python needs to
+switch between threads, so each mixture layer is padded with products until it takes `block_seconds`. All constants of
+the prediction are measured apart from the runs that are predicted, in the same rounds: T and T_d in resident runs, F as
+single copies over the link, delta as what fetching on demand adds to T and the copy where the link is not throttled.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from torch import Tensor
+
+from gated.pregated.decode import Decoded, decode
+from gated.pregated.model import PreGatedDecoder, rewire, without_experts
+from gated.pregated.offload import FastTier, Fetcher, ThreadCopy
+from gated.pregated.simulate import DESIGNS, Design, Timing, block_latency
+from gated.pregated.store import ExpertStore, write_experts
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One design: its mean latency of a mixture layer in each round, and what the closed form says, in milliseconds."""
+
+    design: Design
+    rounds: tuple[float, ...]
+    predicted: float
+    moved_bytes: int
+    """A step."""
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        return median(self.rounds)
+
+    @property
+    def error(self) -> float:
+        """Measured over predicted, less 1."""
+        return self.median / self.predicted - 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The designs on one link, and the constants of the prediction."""
+
+    timing: Timing
+    """In milliseconds, measured."""
+    num_experts: int
+    designs: tuple[Measured, ...]
+
+    @property
+    def mean_error(self) -> float:
+        """Mean over the designs of |measured / predicted - 1|, without `resident`, from which T is taken."""
+        return mean(abs(one.error) for one in self.designs if one.design != "resident")
+
+    def __getitem__(self, design: Design) -> Measured:
+        return next(one for one in self.designs if one.design == design)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """One thread for products, so that a core is left for the copies, and threads that take turns quickly.
+
+    Python lets another thread run after 5 ms otherwise, longer than a block.
+    """
+    threads, interval = torch.get_num_threads(), sys.getswitchinterval()
+    torch.set_num_threads(1)
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        sys.setswitchinterval(interval)
+
+
+def measure(
+    ratios: Sequence[float | int] = (0.83, 1.13, 3.0),
+    num_experts: int = 8,
+    *,
+    designs: Sequence[Design] = DESIGNS,
+    dim: int = 256,
+    hidden: int = 1024,
+    blocks: int = 6,
+    between: int = 1,
+    k: int = 1,
+    rounds: int = 6,
+    tokens: int = 12,
+    block_seconds: float = 0.005,
+    seed: int = 0,
+) -> list[Measurement]:
+    """Times the designs on links with F / T of `ratios`, each round one design after the other.
+
+    Batch 1, top-k. `look_ahead` runs the conventional model and the others the same model rewired, so these take the
+    same experts in each round. A round of `prefetch_all`, which is slow by design, has a quarter of the tokens.
+
+    Raises:
+        ValueError: no ratio or one that is not above 0, fewer than 1 round or 4 tokens; what the model raises.
+    """
+    if not ratios or any(not ratio > 0 for ratio in ratios):
+        raise ValueError(f"ratios must hold numbers above 0, got {list(ratios)}")
+    if rounds < 1 or tokens < 4:
+        raise ValueError(f"rounds must be at least 1 and tokens at least 4, got {rounds}, {tokens}")
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"context": tokens, "between": between, "k": k, "look_ahead": 0, "generator": generator}
+    whole = PreGatedDecoder(64, dim, hidden, blocks, num_experts, **sizes)  # type: ignore[arg-type]
+    prompt = torch.randint(64, (1, tokens), generator=generator)
+    with tempfile.TemporaryDirectory() as folder, undisturbed():
+        path = Path(folder) / "experts.safetensors"
+        write_experts([layer.experts for layer in whole.layers], path)
+        conventional = without_experts(whole)
+        del whole
+        moved = rewire(conventional, 1)
+        with ExpertStore(path) as free:
+            work = _padding(
+                lambda work: _typical(decode(moved, free, prompt, "resident", work=work).latency), block_seconds
+            )
+            found = []
+            for ratio in ratios:
+                resident = decode(moved, free, prompt, "resident", work=work)
+                speed = free.expert_bytes / (ratio * _typical(resident.latency))
+                with ExpertStore(path, bytes_per_second=speed) as link:
+                    copy = _copy_seconds(link)
+                    runs: dict[Design, list[Decoded]] = {design: [] for design in ("resident", *designs)}
+                    unthrottled = []
+                    for _ in range(rounds):
+                        for design, done in runs.items():
+                            model = conventional if design == "look_ahead" else moved
+                            part = prompt[:, : max(2, tokens // 4)] if design == "prefetch_all" else prompt
+                            store = free if design == "resident" else link
+                            done.append(decode(model, store, part, design, work=work))
+                        unthrottled.append(decode(moved, free, prompt, "on_demand", work=work))
+                found.append(_compare(runs, unthrottled, _copy_seconds(free), copy, k, num_experts))
+    return found
+
+
+def _padding(layer_seconds: Callable[[Callable[[], object]], float], target: float) -> Callable[[], object]:
+    """Products that make a layer take `target` seconds: small ones, each of which lets go of the interpreter's lock."""
+    a, b = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(0))
+    out = torch.empty_like(a)
+
+    def products(count: int) -> Callable[[], object]:
+        def work() -> None:
+            for _ in range(count):
+                torch.mm(a, b, out=out)
+
+        return work
+
+    none, some = layer_seconds(products(0)), layer_seconds(products(20))
+    return products(max(0, round(20 * (target - none) / max(some - none, 1e-6))))
+
+
+def _typical(seconds: Tensor) -> float:
+    """Mean over layers and steps; the first step warms up."""
+    return float(seconds[1:].mean())
+
+
+def _copy_seconds(link: ExpertStore, copies: int = 9) -> float:
+    """One expert from order to arrival."""
+    tier, seconds = FastTier(link, link.expert_bytes), []
+    with Fetcher(tier, ThreadCopy(link)) as fetcher:
+        for n in range(copies):
+            key = n % link.blocks, n % link.num_experts
+            start = time.perf_counter()
+            fetcher.wait(fetcher.submit(key[0], [key[1]]))
+            seconds.append(time.perf_counter() - start)
+            fetcher.release(key[0], [key[1]])
+    return median(seconds)
+
+
+def _compare(
+    runs: dict[Design, list[Decoded]],
+    unthrottled: list[Decoded],
+    free_copy: float,
+    copy: float,
+    k: int,
+    num_experts: int,
+) -> Measurement:
+    block = 1e3 * median(_typical(done.latency) for done in runs["resident"])
+    overhead = 1e3 * (median(_typical(done.latency) for done in unthrottled) - k * free_copy) - block
+    dense = 1e3 * median(_typical(done.dense) for done in runs["resident"])
+    timing = Timing(block=block, dense=dense, expert=1e3 * copy, overhead=max(0.0, overhead))
+    designs = []
+    for design, rounds in runs.items():
+        steps = [
+            block_latency(design, timing, len(active), k, num_experts, hit_rate=rate)
+            for active, rate in list(zip(rounds[0].active, rounds[0].guess_rate(), strict=True))[1:]
+        ]
+        latency = tuple(1e3 * _typical(done.latency) for done in rounds)
+        moved = rounds[0].moved_bytes // len(rounds[0].active)
+        designs.append(Measured(design, latency, mean(steps), moved, rounds[0].peak_bytes))
+    return Measurement(timing, num_experts, tuple(designs))
