@@ -233,9 +233,10 @@ def dispatch_races(report: bench.Report, quick: bool) -> None:
     The loop is ours: it takes the stacked matrices apart once, so that no gradient of the whole stack is made for each
     expert. Nothing is dropped: the buffers of the one-hot products are as large as the largest load. All sparse forms
     share the experts' own arithmetic, 4 T k d f operations, so the wider the experts the closer together they are:
-    f = 64 is the grid, and f = 256 shows the other end. SwiGLU has three matrices, of 2/3 the width.
+    f = 64 is the grid, and f = 256 shows the other end. At N = k = 2 the dense mask does no work in vain, so that is
+    where the crossover against it lies. SwiGLU has three matrices, of 2/3 the width.
     """
-    settings = [(tokens, number, 64) for tokens in (256, 2048) for number in (4, 8, 16, 32, 64)]
+    settings = [(tokens, number, 64) for tokens in (256, 2048) for number in (2, 4, 8, 16, 32, 64)]
     settings += [(TOKENS, 16, 256), (TOKENS, 64, 256)]
     for gradients in (False, True):
         case = "dispatch, forward and backward" if gradients else "dispatch, forward"

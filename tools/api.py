@@ -3,7 +3,8 @@
 Nothing is imported, so neither torch nor Triton is needed to build the book. A page is made for each
 module directly in `gated` or `gated.kernels` whose name has no underscore in front, so a new chapter's
 module gets its page by itself. A page shows what the module lists in `__all__` (followed to where it is
-defined), else what it defines; a package that exports nothing itself shows its modules as sections.
+defined), else what it defines. A package's other modules, those that its `__init__` does not import from, follow as
+sections; the parts of a family of kernels are inside matters and stay out.
 
 Docstrings are set as they are: paragraphs, `code`, lists, and indented blocks (equations) kept verbatim; the
 headings `Args:`, `Returns:`, `Raises:`, ... become bold.
@@ -186,14 +187,15 @@ def describe(name: str, node: Definition) -> str:
 
 
 def section(module: str, level: int) -> str:
-    """A module's docstring and its public names; a package that exports none shows its modules instead."""
+    """A module's docstring and its public names, then the modules below it that it does not import from."""
     tree = parse(module)
     if tree is None:
         return ""
     found = [(name, find(module, name)) for name in exported(module)]
     shown = [describe(name, place[1]) for name, place in found if place]
-    if not shown:
-        shown = [section(child, level + 1) for child in children(module)]
+    if not module.startswith("gated.kernels."):
+        merged = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        shown += [section(child, level + 1) for child in children(module) if child not in merged]
     if level > 1 and not any(shown):
         return ""
     head = f"{'#' * level} {escape(module)}\n\n```{{py:currentmodule}} {module}\n```\n"

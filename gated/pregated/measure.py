@@ -30,10 +30,11 @@ from gated.pregated.store import ExpertStore, write_experts
 
 @dataclass(frozen=True)
 class Measured:
-    """One design: its mean latency of a mixture layer in each round, and what the closed form says, in milliseconds."""
+    """One design's latency of a mixture layer, and what the closed form says, in milliseconds."""
 
     design: Design
     rounds: tuple[float, ...]
+    """The mean of each round."""
     predicted: float
     moved_bytes: int
     """A step."""
@@ -41,6 +42,7 @@ class Measured:
 
     @property
     def median(self) -> float:
+        """Of the rounds: a burst of another program falls on few of them."""
         return median(self.rounds)
 
     @property
@@ -114,6 +116,7 @@ def measure(
     sizes = {"context": tokens, "between": between, "k": k, "look_ahead": 0, "generator": generator}
     whole = PreGatedDecoder(64, dim, hidden, blocks, num_experts, **sizes)  # type: ignore[arg-type]
     prompt = torch.randint(64, (1, tokens), generator=generator)
+    found: list[Measurement] = []
     with tempfile.TemporaryDirectory() as folder, undisturbed():
         path = Path(folder) / "experts.safetensors"
         write_experts([layer.experts for layer in whole.layers], path)
@@ -121,17 +124,13 @@ def measure(
         del whole
         moved = rewire(conventional, 1)
         with ExpertStore(path) as free:
-            work = _padding(
-                lambda work: _typical(decode(moved, free, prompt, "resident", work=work).latency), block_seconds
-            )
-            found = []
+            work = _padding(lambda work: _quickest(moved, free, prompt, work), block_seconds)
+            block = _quickest(moved, free, prompt, work)
             for ratio in ratios:
-                resident = decode(moved, free, prompt, "resident", work=work)
-                speed = free.expert_bytes / (ratio * _typical(resident.latency))
-                with ExpertStore(path, bytes_per_second=speed) as link:
-                    copy = _copy_seconds(link)
+                with ExpertStore(path, bytes_per_second=free.expert_bytes / (ratio * block)) as link:
                     runs: dict[Design, list[Decoded]] = {design: [] for design in ("resident", *designs)}
-                    unthrottled = []
+                    unthrottled: list[Decoded] = []
+                    copies: dict[ExpertStore, list[float]] = {link: [], free: []}
                     for _ in range(rounds):
                         for design, done in runs.items():
                             model = conventional if design == "look_ahead" else moved
@@ -139,8 +138,15 @@ def measure(
                             store = free if design == "resident" else link
                             done.append(decode(model, store, part, design, work=work))
                         unthrottled.append(decode(moved, free, prompt, "on_demand", work=work))
-                found.append(_compare(runs, unthrottled, _copy_seconds(free), copy, k, num_experts))
+                        for store, seconds in copies.items():
+                            seconds += _copy_seconds(store)
+                found.append(_compare(runs, unthrottled, median(copies[free]), median(copies[link]), k, num_experts))
     return found
+
+
+def _quickest(model: PreGatedDecoder, store: ExpertStore, prompt: Tensor, work: Callable[[], object]) -> float:
+    """Seconds of a mixture layer when nobody disturbs."""
+    return min(_means([decode(model, store, prompt, "resident", work=work).latency for _ in range(3)])) / 1e3
 
 
 def _padding(layer_seconds: Callable[[Callable[[], object]], float], target: float) -> Callable[[], object]:
@@ -159,22 +165,21 @@ def _padding(layer_seconds: Callable[[Callable[[], object]], float], target: flo
     return products(max(0, round(20 * (target - none) / max(some - none, 1e-6))))
 
 
-def _typical(seconds: Tensor) -> float:
-    """Mean over layers and steps; the first step warms up."""
-    return float(seconds[1:].mean())
+def _means(rounds: Sequence[Tensor]) -> list[float]:
+    """For each round the mean milliseconds over steps and layers; the first step warms up."""
+    return [1e3 * float(seconds[1:].mean()) for seconds in rounds]
 
 
-def _copy_seconds(link: ExpertStore, copies: int = 9) -> float:
-    """One expert from order to arrival."""
+def _copy_seconds(link: ExpertStore, copies: int = 3) -> list[float]:
+    """Single experts from order to arrival."""
     tier, seconds = FastTier(link, link.expert_bytes), []
     with Fetcher(tier, ThreadCopy(link)) as fetcher:
         for n in range(copies):
-            key = n % link.blocks, n % link.num_experts
             start = time.perf_counter()
-            fetcher.wait(fetcher.submit(key[0], [key[1]]))
+            fetcher.wait(fetcher.submit(0, [n % link.num_experts]))
             seconds.append(time.perf_counter() - start)
-            fetcher.release(key[0], [key[1]])
-    return median(seconds)
+            fetcher.release(0, [n % link.num_experts])
+    return seconds
 
 
 def _compare(
@@ -185,9 +190,9 @@ def _compare(
     k: int,
     num_experts: int,
 ) -> Measurement:
-    block = 1e3 * median(_typical(done.latency) for done in runs["resident"])
-    overhead = 1e3 * (median(_typical(done.latency) for done in unthrottled) - k * free_copy) - block
-    dense = 1e3 * median(_typical(done.dense) for done in runs["resident"])
+    block = median(_means([done.latency for done in runs["resident"]]))
+    dense = median(_means([done.dense for done in runs["resident"]]))
+    overhead = median(_means([done.latency for done in unthrottled])) - 1e3 * k * free_copy - block
     timing = Timing(block=block, dense=dense, expert=1e3 * copy, overhead=max(0.0, overhead))
     designs = []
     for design, rounds in runs.items():
@@ -195,7 +200,14 @@ def _compare(
             block_latency(design, timing, len(active), k, num_experts, hit_rate=rate)
             for active, rate in list(zip(rounds[0].active, rounds[0].guess_rate(), strict=True))[1:]
         ]
-        latency = tuple(1e3 * _typical(done.latency) for done in rounds)
         moved = rounds[0].moved_bytes // len(rounds[0].active)
-        designs.append(Measured(design, latency, mean(steps), moved, rounds[0].peak_bytes))
+        designs.append(
+            Measured(
+                design,
+                rounds=tuple(_means([done.latency for done in rounds])),
+                predicted=mean(steps),
+                moved_bytes=moved,
+                peak_bytes=rounds[0].peak_bytes,
+            )
+        )
     return Measurement(timing, num_experts, tuple(designs))

@@ -68,3 +68,10 @@ def test_api_pages_show_what_a_package_exports(tool):
         assert re.search(rf"{{py:(function|class)}} {name}\(", pages["gated.gates.md"]), name
     assert "batch time heads key" in pages["gated.kernels.gla.md"]
     assert {"gated.gates.md", "gated.kernels.gla.md", "gated.gla.md", "gated.lab.md", "index.md"} <= set(pages)
+
+
+def test_api_pages_show_a_packages_modules_once(tool):
+    page = tool("api").pages()["gated.moe.md"]
+    for name in ("MoE", "expert_capacity", "ExpertParallel", "TopKGate", "fit_gaussian_gate", "pooled_context"):
+        assert len(re.findall(rf"{{py:(?:function|class)}} {name}\(", page)) == 1, name
+    assert "# gated.gates.noise" not in tool("api").pages()["gated.gates.md"].replace("\\", "")

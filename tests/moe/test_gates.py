@@ -180,6 +180,18 @@ def test_top_1_after_the_softmax_learns_and_before_it_does_not():
         assert torch.equal(routing.weights, torch.ones(11, 1).double()) != learns
 
 
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_temperature_divides_the_logits_of_top_k(temperature):
+    x, score = signal(""), build(linear)
+    logits = x @ score.weight.T
+    for gate, expected in (
+        (m.TopKGate(score, 2, temperature=temperature), g.topk_gate(logits, 2, temperature)),
+        (m.SoftmaxTopKGate(score, 2, temperature=temperature), g.softmax_topk_gate(logits, 2, temperature)),
+    ):
+        torch.testing.assert_close(gate(x).dense(), expected)
+        torch.testing.assert_close(gate(x).probability, (logits / temperature).softmax(-1))
+
+
 def test_renormalised_g1b_is_g1a_and_k_n_is_dense():
     x, score = signal(""), build(linear)
     a, b = m.TopKGate(score, 2)(x), m.SoftmaxTopKGate(score, 2, renormalise=True)(x)

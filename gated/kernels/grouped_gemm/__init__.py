@@ -13,8 +13,13 @@ Two `torch.library` operators, `gated::grouped_gemm` and `gated::grouped_gemm_we
 is the other's gradient, so derivatives of any order exist. The gradient of r needs no product of its own: with
 u = dy Wᵀ, which dx = r u needs anyway, dr_m = <x_m, u_m>.
 
-Cost: 2 · rows · inner · outer operations. A group of m rows reads inner · outer numbers of its matrix for 2 m · inner ·
-outer operations, so few rows a group make it a matter of memory: m operations for each 4-byte weight, times two.
+Cost: 2 · rows · inner · outer operations forward and twice that backward, however many groups there are. A group of m
+rows reads inner · outer numbers of its matrix and does 2 m operations with each: few rows a group make it a matter of
+memory and of calls. So rows a group decide, not groups. Measured on a CPU for two products with a ReLU between, 4,096
+rows, 128 to 256 channels and back, beside dense products of as many operations: 1.06, 1.12, 1.19 and 1.3 times as long
+for 1,024, 256, 128 and 64 rows a group on one thread, with gradients too; 1.1, 1.2, 1.35 and 1.65 times on two, where
+BLAS divides a small product badly. At 64 rows half of the loss on one thread is matrices that no cache holds and that
+BLAS packs for 64 rows only: groups of equal size in one `torch.bmm` still take 1.12 times as long.
 """
 
 from __future__ import annotations
