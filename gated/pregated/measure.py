@@ -12,9 +12,11 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -124,10 +126,9 @@ def measure(
         del whole
         moved = rewire(conventional, 1)
         with ExpertStore(path) as free:
-            work = _padding(lambda work: _quickest(moved, free, prompt, work), block_seconds)
-            block = _quickest(moved, free, prompt, work)
+            work = _padding(block_seconds - _quickest(moved, free, prompt))
             for ratio in ratios:
-                with ExpertStore(path, bytes_per_second=free.expert_bytes / (ratio * block)) as link:
+                with ExpertStore(path, bytes_per_second=free.expert_bytes / (ratio * block_seconds)) as link:
                     runs: dict[Design, list[Decoded]] = {design: [] for design in ("resident", *designs)}
                     unthrottled: list[Decoded] = []
                     copies: dict[ExpertStore, list[float]] = {link: [], free: []}
@@ -144,25 +145,23 @@ def measure(
     return found
 
 
-def _quickest(model: PreGatedDecoder, store: ExpertStore, prompt: Tensor, work: Callable[[], object]) -> float:
-    """Seconds of a mixture layer when nobody disturbs."""
-    return min(_means([decode(model, store, prompt, "resident", work=work).latency for _ in range(3)])) / 1e3
+def _quickest(model: PreGatedDecoder, store: ExpertStore, prompt: Tensor) -> float:
+    """Seconds of a mixture layer without padding, when nobody disturbs."""
+    return min(_means([decode(model, store, prompt, "resident").latency for _ in range(3)])) / 1e3
 
 
-def _padding(layer_seconds: Callable[[Callable[[], object]], float], target: float) -> Callable[[], object]:
-    """Products that make a layer take `target` seconds: small ones, each of which lets go of the interpreter's lock."""
+def _padding(seconds: float) -> Callable[[], None]:
+    """Products that take so long: small ones, each of which lets go of the interpreter's lock."""
     a, b = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(0))
     out = torch.empty_like(a)
 
-    def products(count: int) -> Callable[[], object]:
-        def work() -> None:
-            for _ in range(count):
-                torch.mm(a, b, out=out)
+    def products(count: int) -> None:
+        for _ in range(count):
+            torch.mm(a, b, out=out)
 
-        return work
-
-    none, some = layer_seconds(products(0)), layer_seconds(products(20))
-    return products(max(0, round(20 * (target - none) / max(some - none, 1e-6))))
+    products(50)
+    quickest = min(timeit.repeat(lambda: products(50), number=1, repeat=7)) / 50
+    return partial(products, max(0, round(seconds / quickest)))
 
 
 def _means(rounds: Sequence[Tensor]) -> list[float]:

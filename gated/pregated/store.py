@@ -129,7 +129,6 @@ class ExpertStore:
         if cold and not hasattr(os, "posix_fadvise"):
             raise ValueError("cold must be False here: this system cannot drop pages from its cache")
         self.path, self.cold, self.bytes_per_second = Path(path), cold, bytes_per_second
-        self._free_at = 0.0
         self._descriptor = os.open(path, os.O_RDONLY)
         try:
             self._opened = _identity(os.fstat(self._descriptor))
@@ -184,9 +183,7 @@ class ExpertStore:
             at += span.stop - span.start
         self._check_same_file()
         if self.bytes_per_second is not None:
-            # a link is a queue: a copy starts when it is ordered, or when the one before has ended
-            self._free_at = max(start, self._free_at) + self.expert_bytes / self.bytes_per_second
-            time.sleep(max(0.0, self._free_at - time.monotonic()))
+            time.sleep(max(0.0, start + self.expert_bytes / self.bytes_per_second - time.monotonic()))
 
     def _fill(self, target: memoryview, offset: int, what: str) -> None:
         if self.cold:

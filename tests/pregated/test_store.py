@@ -155,8 +155,8 @@ def test_deleted_while_open(path):
             store.read_into(0, 0, store.buffer())
 
 
-def test_the_throttle_is_a_queue(path):
-    """n copies that are ordered at once take n times as long as one; a link that rested has saved nothing up."""
+def test_the_throttle_is_a_link(path):
+    """n copies take n times as long as one; a link that rested has saved nothing up."""
     size = 2 * DIM * HIDDEN * 4
     with ExpertStore(path, bytes_per_second=size / 0.01) as store:
         buffer = store.buffer()
