@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gated.moe._validation import check_sizes
 from gated.moe.dispatch import sorted_dispatch
+from gated.moe.expert_parallel import ExpertParallel
 from gated.moe.experts import LinearExperts
 from gated.moe.routing import Routing
 
@@ -33,10 +34,10 @@ class MixtureOfHeads(nn.Module):
         gate: a gate over `num_experts` heads that returns a `Routing`.
         num_experts, dim, head_dim: N, d and D.
         causal: a token looks at itself and earlier ones only.
-        dispatch: any dispatch but `slots_dispatch`.
+        dispatch: one of `gated.moe.dispatch` that takes a `Routing`. All heads live here, so not an `ExpertParallel`.
 
     Raises:
-        ValueError: sizes below 1; x of another shape.
+        ValueError: sizes below 1; an `ExpertParallel`; x of another shape.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class MixtureOfHeads(nn.Module):
     ):
         super().__init__()
         check_sizes(num_experts=num_experts, dim=dim, head_dim=head_dim)
+        if isinstance(dispatch, ExpertParallel):
+            raise ValueError("dispatch must keep all heads in one process; got an ExpertParallel")
         self.gate, self.causal, self.dispatch = gate, causal, dispatch
         self.query = LinearExperts(num_experts, dim, head_dim, bias=False)
         self.output = LinearExperts(num_experts, head_dim, dim, bias=False)

@@ -72,12 +72,14 @@ def mixtral_state(layer: MoE, *, prefix: str = "", stacked: bool = True) -> dict
     """The other way: a state dict for the block, stacked (version 5) or expert by expert (checkpoint files).
 
     Raises:
-        ValueError: the layer is not of Mixtral's form.
+        ValueError: the layer computes something that Mixtral's block cannot.
     """
     experts, gate = layer.experts, layer.gate
-    fits = isinstance(experts, FFNExperts) and isinstance(gate, TopKGate) and isinstance(gate.score, LinearScore)
-    if not fits or not experts.gated or experts.activation != "silu" or experts.up_bias is not None:
-        raise ValueError(f"layer must be a top-k gate on SwiGLU experts without biases; got {layer}")
+    fits = isinstance(experts, FFNExperts) and isinstance(gate, TopKGate) and _plain(gate, bias=False)
+    if not fits or not gate.renormalise:
+        raise ValueError(f"layer must have a renormalised top-k gate on x W at temperature 1; got {layer}")
+    if not experts.gated or experts.activation != "silu" or experts.up_bias is not None:
+        raise ValueError(f"layer must have SwiGLU experts without biases; got {layer}")
     up, down = _detached(experts.up).mT, _detached(experts.down).mT
     result = {"gate.weight": _detached(gate.score.weight)}
     if stacked:
@@ -125,18 +127,30 @@ def switch_state(layer: MoE, *, prefix: str = "") -> dict[str, Tensor]:
     """The other way: a state dict for the block.
 
     Raises:
-        ValueError: the layer is not of the form that `switch_layer` makes.
+        ValueError: the layer computes something that the block cannot. The capacity is the configuration's
+            expert_capacity, and is not in the state.
     """
-    experts, gate = layer.experts, layer.gate.gate if isinstance(layer.gate, Capacity) else layer.gate
-    fits = isinstance(experts, FFNExperts) and isinstance(gate, SoftmaxTopKGate) and isinstance(gate.score, LinearScore)
+    experts, limit = layer.experts, layer.gate
+    if not isinstance(limit, Capacity) or limit.size is None or not limit.per_sequence or limit.priority != "order":
+        raise ValueError(f"layer must have a Capacity of one size a sequence, first come first served; got {layer}")
+    gate = limit.gate
+    fits = isinstance(experts, FFNExperts) and isinstance(gate, SoftmaxTopKGate) and _plain(gate, bias=True)
     if not fits or gate.k != 1 or gate.renormalise or experts.gated or experts.up_bias is not None:
-        raise ValueError(f"layer must be a top-1 softmax gate on experts of two matrices, no biases; got {layer}")
+        raise ValueError(
+            f"layer must be a top-1 softmax gate at temperature 1 on experts of two matrices, no biases; got {layer}"
+        )
     result = {"router.classifier.weight": _detached(gate.score.weight)}
     if gate.score.bias is not None:
         result["router.classifier.bias"] = _detached(gate.score.bias)
     for i, (up, down) in enumerate(zip(_detached(experts.up), _detached(experts.down), strict=True)):
         result |= {f"experts.expert_{i}.wi.weight": up.mT, f"experts.expert_{i}.wo.weight": down.mT}
     return {prefix + name: tensor.contiguous() for name, tensor in result.items()}
+
+
+def _plain(gate: TopKGate, *, bias: bool) -> bool:
+    """Whether the logits are x W as they are, or x W + b with `bias`: what the other library computes."""
+    score = gate.score
+    return isinstance(score, LinearScore) and (bias or score.bias is None) and gate.temperature == 1
 
 
 def _get(state: State, prefix: str, name: str) -> Tensor:

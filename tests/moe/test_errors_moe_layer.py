@@ -85,7 +85,24 @@ CASES = {
         lambda: convert.mixtral_state(moe.MoE(m.SoftGate(m.LinearScore(4, 5)), moe.FFNExperts(5, 4, 6, gated=True))),
         lambda: convert.mixtral_state(moe.MoE(gate(), moe.FFNExperts(5, 4, 6, gated=True, activation="gelu"))),
         lambda: convert.switch_state(layer()),
-        lambda: convert.switch_state(moe.MoE(m.SoftmaxTopKGate(m.LinearScore(4, 5), 2), EXPERTS)),
+    ]
+    + [
+        lambda g=g: convert.mixtral_state(moe.MoE(g, moe.FFNExperts(5, 4, 6, activation="silu", gated=True)))
+        for g in (
+            m.SoftmaxTopKGate(m.LinearScore(4, 5), 2),
+            m.TopKGate(m.LinearScore(4, 5, bias=True), 2),
+            m.TopKGate(m.LinearScore(4, 5), 2, temperature=0.5),
+        )
+    ]
+    + [
+        lambda g=g, options=options: convert.switch_state(moe.MoE(moe.Capacity(g, **options), EXPERTS))
+        for g, options in (
+            (m.SoftmaxTopKGate(m.LinearScore(4, 5), 2), {"size": 3, "per_sequence": True}),
+            (m.SoftmaxTopKGate(m.LinearScore(4, 5), 1, temperature=0.3), {"size": 3, "per_sequence": True}),
+            (m.SoftmaxTopKGate(m.LinearScore(4, 5), 1), {"size": 3}),
+            (m.SoftmaxTopKGate(m.LinearScore(4, 5), 1), {"factor": 0.5, "per_sequence": True}),
+            (m.SoftmaxTopKGate(m.LinearScore(4, 5), 1), {"size": 3, "per_sequence": True, "priority": "max"}),
+        )
     ],
 }
 
