@@ -11,8 +11,11 @@
 
 In each layer: attention, gate, wait for the layer's experts, order those of a later layer, and only then the experts'
 products, which the copy runs beside. Before the wait the slots might still be written to; after the products most of
-the time to hide behind would be gone. `pre_gated` needs a model whose gates run ahead, `look_ahead` a conventional one,
-whose results it does not change. The other three take either.
+the time to hide behind would be gone. What the gates chose, for this layer or a later one, is read before that wait:
+on a GPU the wait is queued, and a host that read behind it would stand still until the copy is there.
+
+`pre_gated` needs a model whose gates run ahead, `look_ahead` a conventional one, whose results it does not change. The
+other three take either.
 
 Source: Hwang et al. 2024, arXiv 2308.12066, figures 6 to 9 and section V.
 """
@@ -28,7 +31,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from gated.pregated.layers import ExpertWeights, Route
+from gated.pregated.layers import ExpertWeights
 from gated.pregated.model import PreGatedDecoder, State
 from gated.pregated.offload import FastTier, Fetcher, StreamCopy, ThreadCopy, Ticket
 from gated.pregated.simulate import DESIGNS, Design, peak_memory
@@ -51,7 +54,8 @@ class Decoded:
     moved_bytes: int
     """Copied into the fast tier, from the first token on."""
     peak_bytes: int
-    """Of experts in the fast tier, held or kept, at the fullest moment."""
+    """Of experts in the fast tier, held or kept, at the fullest moment. What is allocated is more: the tier takes its
+    whole budget before the first token, and without `budget_bytes` that is the worst case (`budget_needed`)."""
     hit_rate: float
     """Share of the ordered experts that a cache had; 0 without one."""
     guessed: list[list[int]]
@@ -134,21 +138,24 @@ def decode(
             for b in range(store.blocks):
                 watch.mark()
                 x, h = model.attend(b, x, state)
+                fetcher.settle()
                 route = model.route(b, h, state)
-                experts = plan.arrive(b, route)
-                plan.order_ahead(b, h, state)
-                x = x + model.mix(h, route, experts)
+                turns, later = route.turns(), plan.look_ahead(b, h, state)
+                experts = plan.arrive(b, [turn.expert for turn in turns])
+                plan.order(later)
+                x = x + model.mix(h, route, experts, turns)
                 if work is not None:
                     work()
                 plan.leave(b)
                 watch.mark()
                 x = model.leave(b, x, state)
                 watch.mark()
-                active[-1].append(len(route.distinct()))
+                active[-1].append(len(turns))
                 guessed[-1].append(plan.guessed)
             logits.append(model.read(x))
             if new_tokens and n >= tokens.shape[1] - 1:
                 new.append(logits[-1].argmax(-1))
+        fetcher.settle()
         latency, dense = watch.read(store.blocks)
         return Decoded(
             tokens=torch.stack(new, 1) if new else tokens[:, :0],
@@ -177,9 +184,19 @@ class _Plan:
                 fetcher.wait(ticket)
         self.loaded_bytes = fetcher.moved_bytes
 
-    def arrive(self, b: int, route: Route) -> dict[int, ExpertWeights]:
+    def look_ahead(self, b: int, h: Tensor, state: State) -> tuple[int, list[int]] | None:
+        """A later layer and what it will need, as far as the design knows it when the gates of layer b have run."""
+        ahead = {"pre_gated": self._model.look_ahead, "prefetch_all": 1, "look_ahead": 1}.get(self._design, 0)
+        later = b + ahead
+        if not ahead or later >= self._blocks:
+            return None
+        if self._design == "pre_gated":
+            return later, self._model.known(later, state)
+        return later, self._all if self._design == "prefetch_all" else self._model.hint(b, h)
+
+    def arrive(self, b: int, needed: list[int]) -> dict[int, ExpertWeights]:
         """The weights of the layer's experts, ordered now if they were not before."""
-        needed, self.guessed = route.distinct(), 0
+        self.guessed = 0
         if b not in self._tickets:
             self._tickets[b] = self._fetcher.submit(b, self._all if self._design == "prefetch_all" else needed)
         elif self._design == "look_ahead":
@@ -195,17 +212,10 @@ class _Plan:
         self.guessed = len(needed) - len(missing.experts)
         return {i: there[i] for i in needed if i in there} | self._fetcher.wait(missing)
 
-    def order_ahead(self, b: int, h: Tensor, state: State) -> None:
-        """Orders what a later layer will need, as far as the design knows it."""
-        ahead = {"pre_gated": self._model.look_ahead, "prefetch_all": 1, "look_ahead": 1}.get(self._design, 0)
-        later = b + ahead
-        if not ahead or later >= self._blocks:
-            return
-        if self._design == "pre_gated":
-            experts = self._model.known(later, state)
-        else:
-            experts = self._all if self._design == "prefetch_all" else self._model.hint(b, h)
-        self._tickets[later] = self._fetcher.submit(later, experts)
+    def order(self, later: tuple[int, list[int]] | None) -> None:
+        """Orders what `look_ahead` found."""
+        if later is not None:
+            self._tickets[later[0]] = self._fetcher.submit(*later)
 
     def leave(self, b: int) -> None:
         """The layer's products are given: its slots are free."""

@@ -33,6 +33,18 @@ class Route(NamedTuple):
     def distinct(self) -> list[int]:
         return distinct(self.offsets)
 
+    def turns(self) -> list[Turn]:
+        """For each expert that somebody takes: who does. On a GPU the host waits for the gate here."""
+        return [Turn(i, *(self.experts == i).nonzero(as_tuple=True)) for i in self.distinct()]
+
+
+class Turn(NamedTuple):
+    """An expert, the tokens that take it, and as which of their k choices."""
+
+    expert: int
+    token: Int[Tensor, " taken"]
+    slot: Int[Tensor, " taken"]
+
 
 def distinct(offsets: Int[Tensor, " bounds"]) -> list[int]:
     """The experts that somebody takes, from where each one's choices start. On a GPU this waits for the gate alone."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from gated.gates import switch_loss, z_loss
 from gated.kernels.topk_gate import topk_gate
-from gated.pregated.layers import ExpertWeights, Mixture, Route, distinct
+from gated.pregated.layers import ExpertWeights, Mixture, Route, Turn, distinct
 
 Router = Literal["gate", "hash", "random"]
 
@@ -241,15 +241,19 @@ class PreGatedDecoder(nn.Module):
         return distinct(topk_gate(state.scores[b], self.k).offsets)
 
     def mix(
-        self, h: Float[Tensor, "batch dim"], route: Route, experts: Mapping[int, ExpertWeights]
+        self,
+        h: Float[Tensor, "batch dim"],
+        route: Route,
+        experts: Mapping[int, ExpertWeights],
+        turns: Sequence[Turn] | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """What the experts of `route` add; `experts` holds W1 and W2 of those taken, wherever they were copied to.
 
-        An expert after the other in their order, so equal weights give equal bits.
+        An expert after the other in their order, so equal weights give equal bits. A host that took `route.turns()`
+        before it asked for the experts has nothing to wait for here.
         """
         y = torch.zeros_like(h)
-        for i in route.distinct():
-            token, slot = (route.experts == i).nonzero(as_tuple=True)
+        for i, token, slot in route.turns() if turns is None else turns:
             w_in, w_out = experts[i]
             y[token] += route.weights[token, slot, None] * (F.relu(h[token] @ w_in) @ w_out)
         return y

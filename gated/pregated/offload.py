@@ -17,6 +17,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from gated.pregated.cache import Policy
 from gated.pregated.layers import ExpertWeights
-from gated.pregated.store import ExpertStore
+from gated.pregated.store import ExpertStore, StoreError
 
 Key = tuple[int, int]
 """Layer and expert."""
@@ -136,6 +137,9 @@ class Ticket:
     mark: Any = None
     """On a GPU, the event behind the copies."""
 
+    def __str__(self) -> str:
+        return f"experts {[i for i, _ in self.copies]} of layer {self.layer}"
+
 
 @runtime_checkable
 class Backend(Protocol):
@@ -145,7 +149,10 @@ class Backend(Protocol):
         """Orders the copies; returns at once."""
 
     def finish(self, ticket: Ticket, seconds: float | int) -> None:
-        """Returns when products may read the copies, or raises `FetchError`."""
+        """Returns when products that are given from now on will read the copies, or raises `FetchError`."""
+
+    def settle(self) -> None:
+        """Returns when all finished tickets have arrived, or raises `FetchError`: the host is about to read."""
 
     def close(self) -> None:
         """Starts nothing more; does not wait for ever."""
@@ -167,14 +174,16 @@ class ThreadCopy:
 
     def finish(self, ticket: Ticket, seconds: float | int) -> None:
         deadline = time.monotonic() + seconds
-        what = f"experts {[i for i, _ in ticket.copies]} of layer {ticket.layer}"
         while not ticket.done.wait(min(0.05, max(0.0, deadline - time.monotonic()))):
             if not self._thread.is_alive() and not ticket.done.is_set():
-                raise FetchError(f"{what} will not arrive: the thread that fetches has ended")
+                raise FetchError(f"{ticket} will not arrive: the thread that fetches has ended")
             if time.monotonic() >= deadline:
-                raise FetchError(f"{what} did not arrive within {seconds} s")
+                raise FetchError(f"{ticket} did not arrive within {seconds} s")
         if ticket.error is not None:
-            raise FetchError(f"{what} did not arrive: {ticket.error!r}") from ticket.error
+            raise FetchError(f"{ticket} did not arrive: {ticket.error!r}") from ticket.error
+
+    def settle(self) -> None:
+        """`finish` has waited already."""
 
     def close(self) -> None:
         self._closed = True
@@ -202,40 +211,73 @@ class StreamCopy:
     Order, which is what makes it correct: a copy starts behind all that the compute stream was given before the ticket.
     That holds every product that has read the slot, and costs nothing, because the host has waited for the gate that
     stands behind those products. The products that are given to the compute stream after `finish` run behind the
-    copies' event. Slots are never given back to PyTorch's allocator, so nothing else can write there.
+    copies' event. PyTorch's allocator is told that the slots are written to on this stream, so that it gives their
+    memory to nobody else before that has ended.
 
-    All experts are read into pinned memory first: from pageable memory the copies would not be asynchronous.
+    `finish` only queues the wait. That a copy is late is noticed by `settle`, which the host calls before it reads what
+    depends on the copy and would have to wait for it anyway.
+
+    All experts are read into pinned memory first (`ExpertStore.whole`): from pageable memory the copies would not be
+    asynchronous. Whether the file is still the one that was read is asked again with each ticket.
 
     Args:
-        store: read once, here.
+        store: read as a whole by the first backend, which the others of the same store share.
         device: the GPU of the fast tier.
         cuda: the module with `Stream`, `current_stream` and `stream`.
         pinned: False only where there is no GPU to pin for.
+
+    Raises:
+        FetchError: the store could not be read.
     """
 
     def __init__(
         self, store: ExpertStore, device: torch.device | str, *, cuda: Any = torch.cuda, pinned: bool = True
     ) -> None:
-        shape = store.blocks, store.num_experts, store.expert_bytes
-        self._source = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        for layer in range(store.blocks):
-            for expert in range(store.num_experts):
-                store.read_into(layer, expert, self._source[layer, expert])
-        self._cuda, self._device, self._stream = cuda, device, cuda.Stream(device)
+        try:
+            self._source = store.whole(pinned=pinned)
+        except StoreError as error:
+            raise FetchError(f"experts did not arrive in the host's memory: {error!r}") from error
+        self._store, self._cuda, self._device, self._stream = store, cuda, device, cuda.Stream(device)
+        self._under_way: deque[tuple[Ticket, float, float]] = deque()
 
     def start(self, ticket: Ticket) -> None:
+        try:
+            self._store.check_same_file()
+        except StoreError as error:
+            ticket.error = error
+            return
         self._stream.wait_stream(self._cuda.current_stream(self._device))
         with self._cuda.stream(self._stream):
             for expert, buffer in ticket.copies:
                 buffer.copy_(self._source[ticket.layer, expert], non_blocking=True)
+                if buffer.is_cuda:
+                    buffer.record_stream(self._stream)
         ticket.mark = self._stream.record_event()
 
     def finish(self, ticket: Ticket, seconds: float | int) -> None:
-        # the compute stream waits, the host does not
-        self._cuda.current_stream(self._device).wait_event(ticket.mark)
+        if ticket.error is not None:
+            raise FetchError(f"{ticket} did not arrive: {ticket.error!r}") from ticket.error
+        self._cuda.current_stream(self._device).wait_event(ticket.mark)  # the compute stream waits, the host does not
+        self._under_way.append((ticket, seconds, time.monotonic() + seconds))
+
+    def settle(self) -> None:
+        while self._under_way:
+            ticket, seconds, deadline = self._under_way[0]
+            if not _ends(ticket.mark, deadline):
+                raise FetchError(f"{ticket} did not arrive within {seconds} s")
+            self._under_way.popleft()
 
     def close(self) -> None:
-        self._stream.synchronize()  # the pinned memory must outlive the copies
+        _ends(self._stream, time.monotonic() + 1.0)
+
+
+def _ends(work: Any, deadline: float) -> bool:
+    """Whether an event or a stream ends in time; the host looks again and again, to miss no time itself."""
+    while not work.query():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0)
+    return True
 
 
 class Fetcher:
@@ -243,7 +285,7 @@ class Fetcher:
 
     Args:
         tier: for this fetcher alone.
-        seconds: how long `wait` waits before it raises.
+        seconds: how long experts may take from `wait` on before it, or `settle` on a GPU, raises.
     """
 
     def __init__(self, tier: FastTier, backend: Backend, *, seconds: float | int = 30) -> None:
@@ -268,7 +310,7 @@ class Fetcher:
         return ticket
 
     def wait(self, ticket: Ticket) -> dict[int, ExpertWeights]:
-        """The weights of a ticket's experts, once they are there.
+        """The weights of a ticket's experts, for products that are given from now on.
 
         Raises:
             FetchError: they did not arrive, or not in time.
@@ -280,6 +322,18 @@ class Fetcher:
                 self._failed = error  # a copy that is late may still write to its slot
                 raise
         return {i: self.tier.weights(ticket.layer, i) for i in ticket.experts}
+
+    def settle(self) -> None:
+        """To be called before the host reads what the products gave: on a GPU `wait` does not wait for the copies.
+
+        Raises:
+            FetchError: experts that were waited for did not arrive in time.
+        """
+        try:
+            self._backend.settle()
+        except FetchError as error:
+            self._failed = error
+            raise
 
     def release(self, layer: int, experts: Iterable[int]) -> None:
         """The experts' slots may be used again, after the products given so far."""

@@ -52,11 +52,13 @@ class Model:
 
 
 def _base(num_experts: int) -> Model:
-    # 24.1 GB/s is what the measured latencies imply, not the nominal 32 of the link
+    # T is the resident latency; F (24.1 GB/s, not the nominal 32) the slope of prefetch_all over E; delta what is
+    # left of pre_gated. T_d and the head were chosen for the resident speed of 142 tokens per second.
     timing = Timing(block=0.947, dense=0.20, expert=8 * 768 * 3072 / 24.1e6, overhead=0.05, head=0.16)
     return Model(num_experts, 6, 768, 3072, timing)
 
 
+# never ran resident: all of its constants were chosen to fit its own latencies and speeds
 _LARGE = Timing(block=1.20, dense=0.28, expert=8 * 1024 * 4096 / 24.7e6, overhead=0.05, head=0.20)
 MODELS: dict[str, Model] = {f"Base-{n}": _base(n) for n in (8, 16, 32, 64, 128, 256)}
 MODELS["Large-128"] = Model(128, 12, 1024, 4096, _LARGE)
@@ -91,7 +93,7 @@ MEMORY: dict[str, Row] = {
     "Base-256": (33.14, 4.185, 4.166, 13.81),
     "Large-128": (56.9, 5.468, 5.435, 13.99),
 }
-"""Peak GB (figure 12). Only pre_gated's was measured; the others were computed from it, Large's resident too."""
+"""Peak GB (figure 12). The other designs differ from pre_gated by whole experts and appear to be computed."""
 
 ACTIVE: dict[int, Row] = {
     1: (1.019, 1.198, 1.849, 50.16),

@@ -129,6 +129,7 @@ class ExpertStore:
         if cold and not hasattr(os, "posix_fadvise"):
             raise ValueError("cold must be False here: this system cannot drop pages from its cache")
         self.path, self.cold, self.bytes_per_second = Path(path), cold, bytes_per_second
+        self._whole: dict[bool, Tensor] = {}
         self._descriptor = os.open(path, os.O_RDONLY)
         try:
             self._opened = _identity(os.fstat(self._descriptor))
@@ -145,6 +146,7 @@ class ExpertStore:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
+        self._whole.clear()
 
     def __enter__(self) -> ExpertStore:
         return self
@@ -181,7 +183,7 @@ class ExpertStore:
         for span in self._spans[layer, expert]:
             self._fill(target[at : at + span.stop - span.start], span.start, f"expert {expert} of layer {layer}")
             at += span.stop - span.start
-        self._check_same_file()
+        self.check_same_file()
         if self.bytes_per_second is not None:
             time.sleep(max(0.0, start + self.expert_bytes / self.bytes_per_second - time.monotonic()))
 
@@ -204,8 +206,28 @@ class ExpertStore:
         length = -(-stop // mmap.PAGESIZE) * mmap.PAGESIZE - first
         os.posix_fadvise(self._descriptor, first, length, os.POSIX_FADV_DONTNEED)
 
-    def _check_same_file(self) -> None:
-        # replaced: the path leads elsewhere; changed: written to since. Times tell changes some milliseconds apart.
+    def whole(self, *, pinned: bool = False) -> UInt8[Tensor, "blocks num_experts bytes"]:
+        """All experts, read once and kept until `close`: not to be written to. `pinned` memory can be copied from
+        while a GPU computes.
+
+        Raises:
+            StoreError: as in `read_into`.
+        """
+        if pinned not in self._whole:
+            shape = self.blocks, self.num_experts, self.expert_bytes
+            buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+            for layer, expert in self._spans:
+                self.read_into(layer, expert, buffers[layer, expert])
+            self._whole[pinned] = buffers
+        return self._whole[pinned]
+
+    def check_same_file(self) -> None:
+        """Whether the file under the path is the one that was opened, unchanged since.
+
+        Raises:
+            StoreError: it is gone, replaced (the path leads elsewhere) or changed. Times tell changes some milliseconds
+                apart.
+        """
         try:
             now = _identity(os.stat(self.path)), _identity(os.fstat(self._descriptor))
         except OSError as error:
@@ -214,7 +236,11 @@ class ExpertStore:
             raise StoreError(f"{self.path} was replaced or changed since it was opened; open it again")
 
     def is_cached(self, layer: int, expert: int) -> bool | None:
-        """Whether the page cache holds the middle of an expert's W1; None where the system does not tell."""
+        """Whether the page cache holds the middle of an expert's W1; None where the system does not tell.
+
+        The question may itself make the system read ahead: it must not stand between a drop and a read that is to be
+        cold.
+        """
         if not hasattr(os, "RWF_NOWAIT"):
             return None
         span = self._spans[layer, expert][0]
@@ -237,13 +263,15 @@ class ExpertStore:
         with ExpertStore(self.path, cold=True) as disk, ExpertStore(self.path) as memory:
             for n in range(repeats):
                 key = divmod(n % len(self._spans), self.num_experts)
-                for span in self._spans[key]:
-                    disk._drop(span.start, span.stop)
-                dropped.append(disk.is_cached(*key))
                 for store in (disk, memory):
                     start = time.perf_counter()
                     store.read_into(*key, buffer)
                     seconds[store.cold].append(time.perf_counter() - start)
+            # apart from the reads, and from the back: to ask may bring these pages back, and some behind them
+            for key in sorted(list(self._spans)[:repeats], key=lambda key: -self._spans[key][0].start):
+                for span in self._spans[key]:
+                    disk._drop(span.start, span.stop)
+                dropped.append(disk.is_cached(*key))
         cold, warm = (self.expert_bytes / statistics.median(seconds[cold]) for cold in (True, False))
         return ReadSpeed(cold, warm, dropped=not any(dropped) if None not in dropped else None)
 

@@ -174,24 +174,54 @@ def test_a_control_without_gates_decodes(tmp_path):
             torch.testing.assert_close(done.logits, model(prompt()).logits)
 
 
-@pytest.mark.parametrize("design", ["on_demand", "prefetch_all", "pre_gated", "look_ahead"])
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("k", [1, 2])
+def test_bytes_of_a_guess_for_a_batch(tmp_path, k, batch):
+    """By hand: each layer's guess G (the next gate on this signal) and need S. G is moved, then what of S is not in G;
+    held are S_b and G_{b+1} together, and behind the repair S_{b+1}."""
+    model = conventional(k=k)
+    write_experts([layer.experts for layer in model.layers], tmp_path / "x")
+    with ExpertStore(tmp_path / "x") as store:
+        done = decode(without_experts(model), store, prompt(batch), "look_ahead", new_tokens=5)
+    state, moved, peak, hits = model.start(batch), 0, 0, []
+    with torch.no_grad():
+        for tokens in torch.cat([prompt(batch), done.tokens], 1)[:, :-1].T:
+            x, guess, new = model.embed(tokens, state), set(), []
+            for b, layer in enumerate(model.layers):
+                x, h = model.attend(b, x, state)
+                need = set((h @ layer.own.weight.T).topk(k).indices.flatten().tolist())
+                moved += len(guess) + len(need - guess)
+                new.append(len(guess & need))
+                if b + 1 < BLOCKS:
+                    guess = set((h @ model.layers[b + 1].own.weight.T).topk(k).indices.flatten().tolist())
+                    peak = max(peak, len(need) + len(guess))
+                experts = dict(enumerate(zip(layer.experts.w_in, layer.experts.w_out, strict=True)))
+                x = model.leave(b, x + model.mix(h, model.route(b, h, state), experts), state)
+            hits.append(new)
+    assert done.guessed == hits and 0 < sum(map(sum, hits)) < sum(map(sum, done.active))
+    assert done.moved_bytes == moved * store.expert_bytes
+    assert done.peak_bytes == peak * store.expert_bytes
+    assert peak > 2 * k  # else a batch of one would do
+
+
+@pytest.mark.parametrize("design", FETCHING)
 def test_a_block_waits_for_its_copy_and_hides_behind_the_block_before(path, design):
-    """A link of F = 30 ms, work of 40 ms a block: what is left over is the closed form's."""
+    """A link of F = 40 ms, work of 60 ms a block: what must be waited for is, at least, and what fits the work is not.
+
+    Other programs can only add to a time: what is hidden shows in the quickest of the steps.
+    """
+    work, copy = 0.06, 0.04 if design != "prefetch_all" else 0.04 / EXPERTS
     with ExpertStore(path) as store:
         size = store.expert_bytes
-    work, copy = 0.04, 0.03 if design != "prefetch_all" else 0.03 / EXPERTS
     with ExpertStore(path, bytes_per_second=size / copy) as store:
         # a conventional model guesses at random here: a link that it needs twice
-        done = decode(wired(design), store, prompt(1, 3), design, work=lambda: time.sleep(work))
+        done = decode(wired(design), store, prompt(1, 6), design, work=lambda: time.sleep(work))
     wait = done.latency - work
-    late = wait[:, 1:].min(0).values
-    assert (wait[:, 0] >= 0.03 - 1e-3).all()
-    if design == "on_demand":
-        assert (late >= 0.03 - 1e-3).all()
-    elif design == "look_ahead":
-        assert (wait[:, 1:] >= 0.03 - 1e-3).sum() == 3 * (BLOCKS - 1) - sum(map(sum, done.guessed))
-    else:
-        assert (late < 0.02).all()
+    there = torch.tensor(done.guessed) > 0 if design == "look_ahead" else torch.full(wait.shape, design != "on_demand")
+    there[:, 0] = False
+    assert (wait[~there] >= 0.04 - 1e-3).all()
+    if design != "on_demand":
+        assert wait[there].min() < 0.02
 
 
 # Faults -------------------------------------------------------------------------------------------------------------

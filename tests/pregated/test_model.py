@@ -165,6 +165,25 @@ def test_gradients_reach_the_early_gate_through_the_scale(look_ahead):
         assert gradient.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("look_ahead", DEPTHS)
+def test_without_the_scale_no_gradient_reaches_a_gate(look_ahead, k):
+    """p detached where layer b is weighed: dL/dP for its gate is 0, wherever it lives, and for no other gate."""
+    for b in range(4):
+        model = rewire(build(k=k), look_ahead)
+
+        def detach(_, arguments):
+            h, route = arguments
+            return h, route._replace(weights=route.weights.detach())
+
+        hook = model.layers[b].experts.register_forward_pre_hook(detach)
+        model(text()).logits.log_softmax(-1)[..., 0].sum().backward()
+        hook.remove()
+        gradients = [model.gate_of(i).weight.grad for i in range(4)]
+        assert gradients[b] is None or not gradients[b].any()
+        assert all(gradients[i].abs().max() > 0 for i in range(4) if i != b)
+
+
 @pytest.mark.parametrize("look_ahead", DEPTHS)
 def test_the_future_does_not_change_the_past(look_ahead):
     model, tokens = build(look_ahead=look_ahead, k=2, between=1), text()

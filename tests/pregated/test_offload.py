@@ -1,14 +1,13 @@
-"""Slots, tickets and the two backends, without a model."""
+"""Slots, tickets and the thread that copies, without a model. Streams: `test_stream.py`."""
 
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from gated.pregated.layers import Experts
-from gated.pregated.offload import FastTier, Fetcher, FetchError, StreamCopy, ThreadCopy, Ticket
+from gated.pregated.offload import FastTier, Fetcher, FetchError, ThreadCopy
 from gated.pregated.store import ExpertStore, write_experts
 
 BLOCKS, EXPERTS = 2, 4
@@ -50,21 +49,21 @@ def test_what_was_ordered_arrives(store):
 
 
 def test_submit_returns_at_once_and_copies_run_in_order(store, monkeypatch):
-    order, real = [], store.read_into
+    """No copy begins before both orders are given: had `submit` waited for one, it would have waited in vain."""
+    order, real, ordered = [], store.read_into, threading.Event()
 
-    def slow(layer, expert, buffer):
-        time.sleep(0.02)
+    def late(layer, expert, buffer):
+        assert ordered.wait(10)
         order.append((layer, expert))
         real(layer, expert, buffer)
 
-    monkeypatch.setattr(store, "read_into", slow)
+    monkeypatch.setattr(store, "read_into", late)
     with Fetcher(FastTier(store, 8 * store.expert_bytes), ThreadCopy(store)) as fetcher:
-        start = time.monotonic()
         tickets = [fetcher.submit(1, [3, 0]), fetcher.submit(0, [2, 1])]
-        assert time.monotonic() - start < 0.02
-        fetcher.wait(tickets[1])
+        assert not any(ticket.done.is_set() for ticket in tickets)
+        ordered.set()
+        assert are(fetcher.wait(tickets[1]), 0, [1, 2])
         assert order == [(1, 3), (1, 0), (0, 2), (0, 1)]
-        assert time.monotonic() - start >= 0.08
 
 
 def test_slots_are_allocated_once(store):
@@ -114,99 +113,18 @@ def test_a_thread_that_ended_is_noticed(store):
 
 
 def test_closing_ends_the_thread_and_drops_what_is_queued(store, monkeypatch):
-    read, real = [], store.read_into
+    """The first read lasts until the fetcher is closed; none begins after it."""
+    read, backend = [], ThreadCopy(store)
 
     def slow(layer, expert, buffer):
-        time.sleep(0.05)
         read.append(expert)
-        real(layer, expert, buffer)
+        deadline = time.monotonic() + 10
+        while not backend._closed and time.monotonic() < deadline:
+            time.sleep(1e-3)
 
     monkeypatch.setattr(store, "read_into", slow)
-    with Fetcher(FastTier(store, 8 * store.expert_bytes), ThreadCopy(store)) as fetcher:
+    with Fetcher(FastTier(store, 8 * store.expert_bytes), backend) as fetcher:
         fetcher.submit(0, [0, 1, 2, 3])
         fetcher.submit(1, [0, 1, 2, 3])
-    assert len(read) <= 2
-    assert not [t for t in threading.enumerate() if t.name == "fetch experts" and t.is_alive()]
-
-
-class Cuda:
-    """Streams that note what is asked of them. A stand-in for `torch.cuda`, where there is no GPU."""
-
-    def __init__(self):
-        self.log, self.running = [], "compute"
-        self.compute = self.Line(self, "compute")
-
-    class Line:
-        def __init__(self, cuda, name):
-            self.cuda, self.name = cuda, name
-
-        def wait_stream(self, other):
-            self.cuda.log.append((self.name, "waits for", other.name))
-
-        def wait_event(self, event):
-            self.cuda.log.append((self.name, "waits for", event))
-
-        def record_event(self):
-            self.cuda.log.append((self.name, "records"))
-            return f"event {len(self.cuda.log)}"
-
-        def synchronize(self):
-            self.cuda.log.append((self.name, "synchronised"))
-
-    def Stream(self, device):
-        return self.Line(self, "copy")
-
-    def current_stream(self, device):
-        return self.compute
-
-    @contextmanager
-    def stream(self, line):
-        self.running = line.name
-        yield
-        self.running = "compute"
-
-
-class Slot(torch.Tensor):
-    """A buffer that notes on which stream it is written."""
-
-    cuda: Cuda
-
-    def copy_(self, source, non_blocking=False):
-        self.cuda.log.append((self.cuda.running, "copies", non_blocking))
-
-
-def test_streams_are_ordered(store):
-    """Compute -> copies -> event -> compute, and the host waits for none of it until the end."""
-    cuda = Cuda()
-    backend = StreamCopy(store, "cuda", cuda=cuda, pinned=False)
-    slots = [torch.empty(4).as_subclass(Slot) for _ in range(2)]
-    for slot in slots:
-        slot.cuda = cuda
-    ticket = Ticket(1, [2, 0], list(zip([2, 0], slots, strict=True)))
-    backend.start(ticket)
-    copies = [("copy", "copies", True)] * 2
-    assert cuda.log == [("copy", "waits for", "compute"), *copies, ("copy", "records")]
-    assert ticket.mark == "event 4"
-    backend.finish(ticket, 1)
-    assert cuda.log[4:] == [("compute", "waits for", "event 4")]
-    backend.close()
-    assert cuda.log[5:] == [("copy", "synchronised")]
-
-
-def test_streams_copy_the_same_experts(store):
-    tier = FastTier(store, 4 * store.expert_bytes)
-    with Fetcher(tier, StreamCopy(store, "cpu", cuda=Cuda(), pinned=False)) as fetcher:
-        for layer in range(BLOCKS):
-            assert are(fetcher.wait(fetcher.submit(layer, [3, 0])), layer, [0, 3])
-            fetcher.release(layer, [0, 3])
-    assert fetcher.moved_bytes == 4 * store.expert_bytes
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_gets_the_same_experts(store):
-    tier = FastTier(store, 2 * store.expert_bytes, device="cuda")
-    with Fetcher(tier, StreamCopy(store, "cuda")) as fetcher:
-        for layer in range(BLOCKS):
-            experts = fetcher.wait(fetcher.submit(layer, [3, 0]))
-            assert are({i: tuple(w.cpu() for w in pair) for i, pair in experts.items()}, layer, [0, 3])
-            fetcher.release(layer, [0, 3])
+    backend._thread.join(10)
+    assert not backend._thread.is_alive() and len(read) <= 1

@@ -53,11 +53,15 @@ def test_order_of_the_designs_on_one_trace(timing, trace):
     assert pre_gated <= prefetch_all + 1e-9
 
 
-@given(timings, traces, st.floats(1, 100))
-def test_a_faster_link_never_hurts(timing, trace, factor):
+@given(timings, traces, st.floats(1, 100), st.integers(1, 4), st.floats(0, 1))
+def test_a_faster_link_never_hurts(timing, trace, factor, look_ahead, hit_rate):
+    fast = replace(timing, expert=timing.expert / factor)
     for design in DESIGNS:
-        fast = simulate_step(design, replace(timing, expert=timing.expert / factor), trace, 6)
-        assert fast.total <= simulate_step(design, timing, trace, 6).total + 1e-9
+        before, after = (
+            simulate_step(design, t, trace, 6, look_ahead=look_ahead, hit_rate=hit_rate) for t in (timing, fast)
+        )
+        assert after.total <= before.total + 1e-9
+        assert after.mean_latency <= before.mean_latency + 1e-9
 
 
 @given(timings, traces, st.integers(6, 9))
@@ -157,8 +161,9 @@ def test_published_memory_is_the_formula():
         B, E, size = model.blocks, model.num_experts, model.expert_bytes
         ours = [peak_memory(design, [1] * B, E, size) / size for design in published.COLUMNS]
         for expected, measured in zip(ours, row, strict=True):
-            digits = 0.06 if measured >= 10 else 0.001
-            assert (measured - row[1]) * 1e9 / size == pytest.approx(expected - 2, abs=1e9 * digits / size), name
+            decimals = {56.9: 1, 33.14: 2, 17.30: 2, 13.81: 2, 13.99: 2}.get(measured, 3)
+            rounding = 0.5 * (10**-decimals + 1e-3) * 1e9 / size  # its own and that of the column taken off
+            assert (measured - row[1]) * 1e9 / size == pytest.approx(expected - 2, abs=rounding), (name, measured)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.integers(1, 3))

@@ -156,29 +156,35 @@ def test_deleted_while_open(path):
 
 
 def test_the_throttle_is_a_link(path):
-    """n copies take n times as long as one; a link that rested has saved nothing up."""
+    """n copies take at least n times as long as one; a link that rested has saved nothing up. It is no slower either,
+    at least in the best of three rounds."""
     size = 2 * DIM * HIDDEN * 4
     with ExpertStore(path, bytes_per_second=size / 0.01) as store:
         buffer = store.buffer()
         for copies in (1, 4):
-            time.sleep(0.03)
-            start = time.monotonic()
-            for _ in range(copies):
-                store.read_into(0, 0, buffer)
-            assert copies * 0.01 <= time.monotonic() - start < 0.5
+            rounds = []
+            for _ in range(3):
+                time.sleep(0.03)
+                start = time.monotonic()
+                for _ in range(copies):
+                    store.read_into(0, 0, buffer)
+                rounds.append(time.monotonic() - start)
+            assert copies * 0.01 <= min(rounds) < 0.5
 
 
 def test_the_throttle_leaves_the_interpreter_to_others(path):
-    size = 2 * DIM * HIDDEN * 4
+    size, spent = 2 * DIM * HIDDEN * 4, []
     with ExpertStore(path, bytes_per_second=size / 0.2) as store:
-        thread = threading.Thread(target=store.read_into, args=(0, 0, store.buffer()))
-        before = time.process_time()
-        thread.start()
-        thread.join()
-        assert time.process_time() - before < 0.1
+        for _ in range(3):
+            thread = threading.Thread(target=store.read_into, args=(0, 0, store.buffer()))
+            before = time.process_time()
+            thread.start()
+            thread.join()
+            spent.append(time.process_time() - before)
+    assert min(spent) < 0.1
 
 
-def test_cold_and_warm_are_told_apart(tmp_path):
+def test_cold_and_warm_read_the_same(tmp_path):
     write_experts(layers(dim=128, hidden=512), tmp_path / "x")
     with ExpertStore(tmp_path / "x", cold=True) as cold, ExpertStore(tmp_path / "x") as warm:
         buffers = cold.buffer(), warm.buffer()
@@ -192,8 +198,44 @@ def test_cold_and_warm_are_told_apart(tmp_path):
     assert (
         f"from the disk {speed.cold / 1e6:.0f} MB/s" in text and f"from the page cache {speed.warm / 1e6:.0f}" in text
     )
-    # where the system says that the pages were gone, they came from somewhere slower
-    assert speed.dropped is not True or speed.warm > speed.cold
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_cold_and_warm_are_told_apart(path, monkeypatch, drops):
+    """A page cache that we can see into: a disk that takes 20 ms a matrix, drops that are obeyed or not, and questions
+    that start to read ahead. Pages on their way in cannot be dropped, nor are they waited for long."""
+    cached, coming, real = set(), set(), os.preadv
+
+    def drop(descriptor, first, length, advice):
+        if drops and not coming.intersection(range(first, first + length)):
+            cached.difference_update(range(first, first + length))
+
+    def preadv(descriptor, buffers, at, flags=0):
+        pages = set(range(at, at + sum(memoryview(buffer).nbytes for buffer in buffers)))
+        if not pages <= cached | coming:
+            if flags:
+                coming.update(range(at, at + 4096))
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            time.sleep(0.02)
+        cached.update(pages)
+        return real(descriptor, buffers, at)
+
+    with ExpertStore(path) as store:
+        for b in range(BLOCKS):
+            for i in range(EXPERTS):
+                store.read_into(b, i, store.buffer())
+                start = store._spans[b, i][0].start
+                cached.update(range(start, start + store.expert_bytes))
+        monkeypatch.setattr(os, "posix_fadvise", drop)
+        monkeypatch.setattr(os, "preadv", preadv)
+        monkeypatch.setattr("mmap.PAGESIZE", 1)
+        speed = store.measure_read(5)
+    assert speed.dropped is drops
+    if drops:
+        assert speed.cold <= store.expert_bytes / 0.04
+        assert speed.warm > speed.cold
+    else:
+        assert "(the page cache kept it)" in str(speed)
 
 
 def test_an_unfinished_file_has_another_name(tmp_path, monkeypatch):

@@ -106,3 +106,21 @@ def total(index: str) -> str:
 
 def formula(*parts: str) -> str:
     return f'<math display="block">{row(*parts)}</math>'
+
+
+def callout(title: str, equation: str, words: str) -> str:
+    """What is going on, as a heading, a formula and a sentence; the JavaScript exchanges them by their slots."""
+    heading = tag("p", tag("strong", title, data_slot="title"))
+    shown = tag("div", equation, data_slot="equation")
+    return tag("div", heading, shown, tag("p", words, data_slot="words"), class_="gx-note")
+
+
+def readings(numbers: dict[str, tuple[str, str]]) -> str:
+    """A list of slot -> (what it is, the number now)."""
+    listed = [tag("dt", label) + tag("dd", number, data_slot=key) for key, (label, number) in numbers.items()]
+    return tag("dl", *listed, class_="gx-numbers")
+
+
+def columns(left: str, *right: str) -> str:
+    """The picture, and beside it (below it on a phone) all else."""
+    return tag("div", left, tag("div", *right, class_="gx-side"), class_="gx-grid")

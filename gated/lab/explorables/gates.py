@@ -19,7 +19,21 @@ from gated.gates import (
     softmax_topk_gate,
     topk_gate,
 )
-from gated.lab.explorables.drawing import Axis, formula, frac, row, rule, sup, svg, tag, text, total
+from gated.lab.explorables.drawing import (
+    Axis,
+    callout,
+    columns,
+    formula,
+    frac,
+    readings,
+    row,
+    rule,
+    sup,
+    svg,
+    tag,
+    text,
+    total,
+)
 from gated.lab.explorables.explorable import Explorable
 
 TOKENS = 256
@@ -239,20 +253,13 @@ class GateExplorable(Explorable):
             "norm": ("Gradient norm ‖∂w/∂z‖", f"{v['norm']:.3f}"),
             "imbalance": ("Load imbalance (CV)", f"{v['imbalance']:.2f}"),
         }
-        listed = "".join(tag("dt", name) + tag("dd", number, data_slot=key) for key, (name, number) in numbers.items())
-        note = tag("p", tag("strong", title, data_slot="title")) + tag("div", equation, data_slot="equation")
         key = self._swatch("effective experts ÷ 8", _BLUE) + self._swatch("gradient norm", _GREEN)
-        side = (
-            tag("div", note + tag("p", words, data_slot="words"), class_="gx-note")
-            + tag("div", class_="gx-controls")
-            + tag("div", tag("div", key, class_="gx-key"), self._curves(v))
-            + tag("dl", listed, class_="gx-numbers")
-        )
-        return tag(
-            "div",
+        return columns(
             tag("div", self._bars(v), class_="gx-figure"),
-            tag("div", side, class_="gx-side"),
-            class_="gx-grid",
+            callout(title, equation, words),
+            tag("div", class_="gx-controls"),
+            tag("div", tag("div", key, class_="gx-key"), self._curves(v)),
+            readings(numbers),
         )
 
     @staticmethod

@@ -1,7 +1,7 @@
 // One decode step on two lanes. The numbers are those of gated.pregated.simulate; tests hold the two together.
 
 const DESIGNS = ["resident", "on_demand", "prefetch_all", "pre_gated", "look_ahead"];
-const NAMES = ["all resident", "on demand", "prefetch all", "pre-gated", "guess, verify"];
+const NAMES = ["resident", "on demand", "prefetch all", "pre-gated", "guess, verify"];
 const BLOCKS = 12;
 const KINDS = (design) => [
   ...(design === "resident" ? [] : ["wait"]), "block", "dense", ...(design === "resident" ? [] : ["copy"]),

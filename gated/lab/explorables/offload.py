@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gated.lab.explorables.drawing import Axis, formula, frac, row, rule, svg, tag, text
+from gated.lab.explorables.drawing import (
+    Axis,
+    callout,
+    columns,
+    formula,
+    frac,
+    readings,
+    row,
+    rule,
+    svg,
+    tag,
+    text,
+)
 from gated.lab.explorables.explorable import Explorable
 from gated.pregated.published import ACTIVE, COLUMNS, LATENCY, MODELS, SSD
 from gated.pregated.simulate import DESIGNS, Design, Step, Timing, peak_memory, simulate_step
@@ -13,7 +25,7 @@ from gated.pregated.simulate import DESIGNS, Design, Step, Timing, peak_memory, 
 BLOCKS = 12  # at most
 OVERHEAD = 0.05  # milliseconds
 _NAMES: dict[Design, str] = {
-    "resident": "all resident",
+    "resident": "resident",
     "on_demand": "on demand",
     "prefetch_all": "prefetch all",
     "pre_gated": "pre-gated",
@@ -71,8 +83,8 @@ _REGIMES = {
     "late": (
         "The link never rests",
         formula(_LATE),
-        "The copies take longer than the window W = T + T_d in which they could hide. Now every design is a meter "
-        "of the link.",
+        "The copies take longer than the window W = T + T_d in which they could hide. Now the link alone "
+        "sets the pace.",
     ),
     "deep": (
         "More blocks ahead",
@@ -104,6 +116,8 @@ def _preset(model: Any, measured: dict[str, float | None], **changes: Any) -> di
         "blocks": model.blocks,
         "block": timing.block,
         "dense": timing.dense,
+        "look_ahead": 1,
+        "guessed": 0.8,
     }
     return {"state": state | changes, "measured": {k: v for k, v in measured.items() if v is not None}}
 
@@ -176,9 +190,7 @@ class OffloadExplorable(Explorable):
             raise ValueError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")
         state = {name: int(value) if name in _WHOLE else float(value) for name, value in given.items()}
         regimes = {key: list(words) for key, words in _REGIMES.items()}
-        super().__init__(
-            {**state, "design": design}, {"presets": PRESETS, "regimes": regimes, "overhead": OVERHEAD}
-        )
+        super().__init__({**state, "design": design}, {"presets": PRESETS, "regimes": regimes, "overhead": OVERHEAD})
 
     def values(self) -> dict[str, Any]:
         s = self.state
@@ -238,28 +250,17 @@ class OffloadExplorable(Explorable):
     def markup(self) -> str:
         v = self.values()
         title, equation, words = _REGIMES[v["regime"]]
-        note = (
-            tag("p", tag("strong", title, data_slot="title"))
-            + tag("div", equation, data_slot="equation")
-            + tag("p", words, data_slot="words")
-        )
         numbers = {
             "copy": ("Copies for a block", f"{fixed(v['copy'])} ms"),
             "window": ("Window W = T + T_d", f"{fixed(v['window'])} ms"),
             "break_even": ("Hides up to W / F =", f"{fixed(v['break_even'])} experts"),
             "moved": ("Copied for one token", f"{fixed(v['moved'])} MB"),
         }
-        listed = "".join(
-            tag("dt", label) + tag("dd", number, data_slot=key) for key, (label, number) in numbers.items()
-        )
-        side = (
-            tag("div", note, class_="gx-note")
-            + tag("div", class_="gx-controls")
-            + tag("dl", listed, class_="gx-numbers")
-        )
         key = "".join(tag("span", label, style=f"--gx-swatch: {colour}") for label, colour in _KINDS.values())
         left = tag("div", self._picture(v), tag("div", key, class_="gx-key"), class_="gx-figure")
-        return tag("div", left, tag("div", side, class_="gx-side"), class_="gx-grid")
+        return columns(
+            left, callout(title, equation, words), tag("div", class_="gx-controls"), readings(numbers)
+        )
 
     def _picture(self, v: dict[str, Any]) -> str:
         def x(time: float) -> float:
@@ -301,7 +302,7 @@ class OffloadExplorable(Explorable):
         for axis in (_LATENCY, _MEMORY):
             for power in range(int(axis.low), int(axis.high) + 1):
                 rows.append(rule(axis(power), _ROWS - 4, axis(power), bottom))
-                label = {-1: "0.1", 6: "10⁶", 5: "10⁵", 4: "10⁴"}.get(power, f"{10**max(power, 0)}")
+                label = {-1: "0.1", 6: "10⁶", 5: "10⁵", 4: "10⁴"}.get(power, f"{10 ** max(power, 0)}")
                 rows.append(text(label, axis(power), _ROWS - 9, small=True, text_anchor="middle"))
         measured = PRESETS[v["preset"]]["measured"] if v["preset"] else {}
         for i, design in enumerate(DESIGNS):

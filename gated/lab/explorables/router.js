@@ -164,7 +164,7 @@ function render({ model, el }) {
     fig.write("imbalance", v.imbalance.toFixed(2));
     fig.write("switch", v.switch_loss.toFixed(2));
     fig.write("z", v.z_loss.toFixed(2));
-    fig.write("dropped", `${v.dropped} (${v.unserved} points)`);
+    fig.write("dropped", `${v.dropped} (${v.unserved})`);
     fig.write("active", `${v.active.toFixed(2)} (${((100 * v.active) / N).toFixed(0)} %)`);
     fig.write("agreement", v.agreement.toFixed(2));
     return v;

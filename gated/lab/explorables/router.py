@@ -28,7 +28,21 @@ from gated.gates import (
     topk_gate,
     z_loss,
 )
-from gated.lab.explorables.drawing import Axis, formula, frac, row, rule, sup, svg, tag, text, total
+from gated.lab.explorables.drawing import (
+    Axis,
+    callout,
+    columns,
+    formula,
+    frac,
+    readings,
+    row,
+    rule,
+    sup,
+    svg,
+    tag,
+    text,
+    total,
+)
 from gated.lab.explorables.explorable import Explorable
 
 N, GRID, SPAN, UNIT = 6, 28, 1.25, 0.03
@@ -298,31 +312,20 @@ class RouterExplorable(Explorable):
     def markup(self) -> str:
         v = self.values()
         title, equation, words = WORDS[v["kind"]]
-        note = (
-            tag("p", tag("strong", title, data_slot="title"))
-            + tag("div", equation, data_slot="equation")
-            + tag("p", words, data_slot="words")
-        )
         numbers = {
             "agreement": ("Agreement with the clusters (NMI)", f"{v['agreement']:.2f}"),
             "imbalance": ("Imbalance of the loads (CoV)", f"{v['imbalance']:.2f}"),
-            "dropped": ("Choices dropped (points unserved)", f"{v['dropped']} ({v['unserved']} points)"),
+            "dropped": ("Choices dropped (points unserved)", f"{v['dropped']} ({v['unserved']})"),
             "active": ("Experts a point (of all FLOPs)", f"{v['active']:.2f} ({100 * v['active'] / N:.0f} %)"),
             "switch": ("Switch loss", f"{v['switch_loss']:.2f}"),
             "z": ("z loss", f"{v['z_loss']:.2f}"),
         }
-        listed = "".join(
-            tag("dt", label) + tag("dd", number, data_slot=key) for key, (label, number) in numbers.items()
-        )
-        side = (
-            tag("div", note, class_="gx-note")
-            + tag("div", class_="gx-controls")
-            + tag("dl", listed, class_="gx-numbers")
-        )
         hint = "Drag an anchor, or move it by the arrow keys; Page Up and Page Down go to another."
         hint = tag("div", hint, style="font-size: 12.5px; margin-top: .4rem")
         left = tag("div", self._picture(v), hint, class_="gx-figure")
-        return tag("div", left, tag("div", side, class_="gx-side"), class_="gx-grid")
+        return columns(
+            left, callout(title, equation, words), tag("div", class_="gx-controls"), readings(numbers)
+        )
 
     def _picture(self, v: dict[str, Any]) -> str:
         s, cell = self.state, _SIDE // GRID
