@@ -127,13 +127,16 @@ def switch_state(layer: MoE, *, prefix: str = "") -> dict[str, Tensor]:
     """The other way: a state dict for the block.
 
     Raises:
-        ValueError: the layer computes something that the block cannot. The capacity is the configuration's
-            expert_capacity, and is not in the state.
+        ValueError: the layer computes something that the block cannot.
+
+    The capacity is not in the state but is the configuration's expert_capacity; for a layer without one that is the
+    longest sequence.
     """
-    experts, limit = layer.experts, layer.gate
-    if not isinstance(limit, Capacity) or limit.size is None or not limit.per_sequence or limit.priority != "order":
-        raise ValueError(f"layer must have a Capacity of one size a sequence, first come first served; got {layer}")
-    gate = limit.gate
+    experts, gate = layer.experts, layer.gate
+    if isinstance(gate, Capacity):
+        if gate.size is None or not gate.per_sequence or gate.priority != "order":
+            raise ValueError(f"layer must limit by size, by sequence and first come first served; got {layer}")
+        gate = gate.gate
     fits = isinstance(experts, FFNExperts) and isinstance(gate, SoftmaxTopKGate) and _plain(gate, bias=True)
     if not fits or gate.k != 1 or gate.renormalise or experts.gated or experts.up_bias is not None:
         raise ValueError(
