@@ -183,9 +183,10 @@ function render({ model, el }) {
   const parts = { threshold: slider(fig, { key: "threshold", label: "Threshold P, c", min: 0.05, max: 0.95, step: 0.05, show: (v) => v.toFixed(2) }) };
   slider(fig, { key: "capacity", label: "Capacity factor", min: 0.25, max: 3, step: 0.25, show: (v) => v.toFixed(2) });
   parts.rate = slider(fig, { key: "rate", label: "Bias step γ", min: 0.001, max: 0.05, step: 0.001, show: (v) => v.toFixed(3) });
-  // What the selection does not look at is pale.
+  // What the selection does not look at is pale and stands still.
   fig.followers.push(() => Object.entries(model.get("applies")).forEach(([key, selections]) => {
-    parts[key].parentNode.style.opacity = selections.includes(model.get("selection")) ? "" : "0.45";
+    parts[key].disabled = !selections.includes(model.get("selection"));
+    parts[key].parentNode.style.opacity = parts[key].disabled ? "0.45" : "";
   }));
   const buttons = element(fig.controls, "div", { class: "gx-presets", role: "group", "aria-label": "Bias, order and anchors" });
   const button = (text, act) => element(buttons, "button", { type: "button" }, text).addEventListener("click", act);
