@@ -13,10 +13,12 @@ import torch
 
 from gated.gates import SelectionBias
 from gated.lab.explorables import (
+    CellsExplorable,
     DecayExplorable,
     Explorable,
     GateExplorable,
     OffloadExplorable,
+    RayExplorable,
     RouterExplorable,
     decay_matrix,
     explorable,
@@ -24,11 +26,12 @@ from gated.lab.explorables import (
 )
 from gated.lab.explorables.decay import LIMITS, MIXED, SCHEMES, T
 from gated.lab.explorables.offload import PRESETS
+from gated.lab.explorables.ray import NAMES
 from gated.lab.explorables.router import PRIORITIES, SCORES, SELECTIONS, SPAN
 from gated.pregated.simulate import DESIGNS
 
 WITH_DOTS = [GateExplorable, DecayExplorable]
-FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable]
+FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable, CellsExplorable, RayExplorable]
 TOLERANCE = 1e-12
 
 
@@ -130,7 +133,34 @@ def random_router(rng: random.Random) -> RouterExplorable:
     )
 
 
-RANDOM = {"gates": random_gates, "decay": random_decay, "offload": random_offload, "router": random_router}
+def random_cells(rng: random.Random) -> CellsExplorable:
+    return CellsExplorable(
+        top_k=rng.randint(1, 3),
+        slope=rng.choice([25.0, round(rng.uniform(-2, 26), 1)]),
+        delta=rng.choice([0.0, rng.randint(1, 18) / 20]),
+        compensate=rng.random() < 0.5,
+        halve=rng.random() < 0.5,
+        rank=rng.choice(["slope", "logit"]),
+    )
+
+
+def random_ray(rng: random.Random) -> RayExplorable:
+    return RayExplorable(
+        activation=rng.choice(list(NAMES)),
+        c=float(f"{0.1 * 100 ** rng.random():.3g}"),
+        beta1=rng.randint(5, 50) / 10,
+        n=float(f"{100 * 10_000 ** rng.random():.3g}"),
+    )
+
+
+RANDOM = {
+    "ray": random_ray,
+    "gates": random_gates,
+    "decay": random_decay,
+    "offload": random_offload,
+    "router": random_router,
+    "cells": random_cells,
+}
 
 
 def test_every_figure_is_compared_with_python():
@@ -184,6 +214,10 @@ def test_every_regime_has_its_equation(visit):
         (RouterExplorable, "best[b[0]] - best[a[0]]", "best[a[0]] - best[b[0]]"),
         (RouterExplorable, "kept[i] < C", "kept[i] <= C"),
         (RouterExplorable, "sigmoid(v) + s.bias[i]", "sigmoid(v) - s.bias[i]"),
+        (RayExplorable, "/ (c * g.truth.tau)", "/ g.truth.tau"),
+        (RayExplorable, "- score(0)) / (c", ") / (c"),
+        (RayExplorable, "c ** (1 / (g.degrees[kind] || 1))", "c"),
+        (RayExplorable, "which = [1, 1, 2, 3", "which = [1, 1, 2, 1"),
     ],
 )
 def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
@@ -400,6 +434,8 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
         DecayExplorable(repeats=200),
         OffloadExplorable(blocks=12),
         RouterExplorable(top_k=4),
+        RayExplorable("gelu"),
+        CellsExplorable(top_k=3, delta=0.4),
     ],
     ids=lambda one: one.name,
 )
@@ -490,6 +526,8 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
         (DecayExplorable, "temperature", 2, 4),
         (OffloadExplorable, "bandwidth", 2, 4),
         (RouterExplorable, "temperature", 2, 4),
+        (RayExplorable, "beta1", 3, 4),
+        (CellsExplorable, "slope", 2, 4),
     ],
 )
 def test_the_same_file_drives_a_widget(visit, figure, key, value, again):
@@ -679,6 +717,10 @@ def test_noise_gives_a_shut_expert_a_gradient_and_tokens():
         (lambda: RouterExplorable(top_k=5), "top_k"),
         (lambda: RouterExplorable(threshold=1), "threshold"),
         (lambda: RouterExplorable(bias=[0.0]), "bias"),
+        (lambda: RayExplorable("step"), "activation"),
+        (lambda: RayExplorable(c=0.05), "c"),
+        (lambda: RayExplorable(beta1=6), "beta1"),
+        (lambda: RayExplorable(n=99), "n"),
     ],
 )
 def test_bad_input_is_named(make, argument):

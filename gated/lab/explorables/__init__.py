@@ -5,13 +5,15 @@ Each figure is a pair: ``<name>.py`` draws the picture and computes its numbers 
 equal in a real browser.
 """
 
+from gated.lab.explorables.cells import CellsExplorable
 from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_exponent
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.gates import GateExplorable
 from gated.lab.explorables.offload import OffloadExplorable
+from gated.lab.explorables.ray import RayExplorable
 from gated.lab.explorables.router import RouterExplorable
 
 __all__ = [
-    "DecayExplorable", "Explorable", "GateExplorable", "OffloadExplorable", "RouterExplorable", "decay_matrix",
-    "max_exponent",
+    "CellsExplorable", "DecayExplorable", "Explorable", "GateExplorable", "OffloadExplorable", "RayExplorable",
+    "RouterExplorable", "decay_matrix", "max_exponent",
 ]  # fmt: skip
