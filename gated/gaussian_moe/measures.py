@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from gated.gaussian_moe import em
 from gated.gaussian_moe.boundary import boundary
 from gated.gaussian_moe.distances import distances
-from gated.gaussian_moe.em import Fit
 from gated.gaussian_moe.model import GaussianMoE
 from gated.gaussian_moe.voronoi import cells, exact_loss, fix_gauge, over_loss, tempered_loss
 
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
     truth: GaussianMoE
     interval: tuple[float, float]
-    fit: Fit
+    fit: em.Fit
     start: GaussianMoE
     likelihood_ratio: Float[Tensor, " replicates"]
     data: list[Data]
@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
     def only(self, i: int) -> Outcome:
         """Of one replicate."""
         one = slice(i, i + 1)
-        fit = Fit(
+        fit = em.Fit(
             self.fit.model[one],
             self.fit.log_likelihood[one],
             self.fit.iterations[one],
