@@ -136,6 +136,24 @@ FAMILIES = {
             **{"WG": sizes["K"] * sizes["N"], "GROUPS": 64},
         },
     ),
+    "gmoe_em": Family(
+        "fp32",
+        pointers("x y beta0 beta1 a b variance tau", "fp32")
+        | pointers("count segment bounds", "i64")
+        | pointers("part total", "fp64"),
+        [
+            {"K": 2, "DIM": 1, "TOP": 2, "LENGTH": 256},
+            {"K": 3, "DIM": 1, "TOP": 2, "LENGTH": 256},
+            {"K": 4, "DIM": 2, "TOP": 4, "LENGTH": 256},
+            {"K": 16, "DIM": 2, "TOP": 2, "LENGTH": 256},
+        ],
+        {
+            "tiles": ("_tile", {"SLOPE": False, "NAME": "identity"}, []),
+            "tiles, tanh by slope": ("_tile", {"SLOPE": True, "NAME": "tanh"}, []),
+            "totals": ("_total", {}, []),
+        },
+        lambda gpu, kernel, sizes, hip: gpu.plan(kernel, sizes["K"], sizes["DIM"], sizes["LENGTH"], hip=hip),
+    ),
 }
 # what flash-linear-attention's parameters mean when they are not the same everywhere: pointers' types, then its flags
 PEER = {
@@ -229,8 +247,9 @@ def compiled(function: Any, values: dict[str, Any], target: str, warps: int, sta
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {n: v for n, v in values.items() if isinstance(v, str)}
     names = [parameter.name for parameter in function.params]
+    constant = {parameter.name for parameter in function.params if parameter.is_constexpr}
+    types = {n: v for n, v in values.items() if isinstance(v, str) and n not in constant}
     source = ASTSource(
         fn=function,
         signature={n: types.get(n, "constexpr") for n in names},

@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, against float64 products a group (run with TRITON_INTERPRET=1).
 
-Tiles, masks, strides, ragged and empty groups; not the compiler (see test_grouped_gemm_aot.py) and not bfloat16, which
+Tiles, masks, strides, ragged and empty groups; not the compiler (see test_families_aot.py) and not bfloat16, which
 the interpreter is known to get wrong.
 """
 

@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, against Python loops (run with TRITON_INTERPRET=1).
 
-Indices, ties, masks, ranks over several parts and dtypes; not the compiler (see test_topk_gate_aot.py) and not
+Indices, ties, masks, ranks over several parts and dtypes; not the compiler (see test_families_aot.py) and not
 bfloat16, which the interpreter is known to get wrong.
 """
 
