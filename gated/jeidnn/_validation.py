@@ -1,0 +1,60 @@
+"""What exits, gates and their training check. Each message names the argument, what came, and what would do."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def check_number(
+    name: str, value: float | int, low: float | int, high: float | int = math.inf, *, open_low: bool = False
+) -> None:
+    """A finite number in [low, high], or in (low, high] with `open_low`."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value > high or value < low or (open_low and value == low):
+        raise ValueError(f"{name} must be a number in {'(' if open_low else '['}{low}, {high}], got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def check_gates(gates: Tensor) -> None:
+    if not gates.is_floating_point() or gates.ndim == 0 or gates.shape[-1] == 0:
+        raise ValueError(f"gates must be floating point, shape (*batch, gates); got {gates.dtype} {tuple(gates.shape)}")
+    if not torch.compiler.is_compiling() and not ((gates >= 0) & (gates <= 1)).all():
+        raise ValueError("gates must lie in [0, 1]; got values outside or NaN")
+
+
+def check_costs(costs: Tensor, exits: int) -> None:
+    """One positive cost an exit, each above the one before."""
+    if costs.shape != (exits,) or not costs.is_floating_point():
+        raise ValueError(f"costs must be floating point, shape ({exits},); got {costs.dtype} {tuple(costs.shape)}")
+    if not (costs.isfinite().all() and costs[0] > 0 and (costs.diff() > 0).all()):
+        raise ValueError(f"costs must be positive, finite and rise from exit to exit; got {costs.tolist()}")
+
+
+def check_rows(name: str, tensor: Tensor, ndim: int, *, finite: bool = True) -> None:
+    if tensor.ndim != ndim or not tensor.is_floating_point() or 0 in tensor.shape:
+        raise ValueError(
+            f"{name} must be floating point with {ndim} dimensions, none of them empty; "
+            f"got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    if finite and not torch.compiler.is_compiling() and not tensor.isfinite().all():
+        raise ValueError(f"{name} must be finite everywhere; got NaN or infinity")
+
+
+def check_classes(y: Tensor, rows: int, classes: int) -> None:
+    if y.shape != (rows,) or y.dtype != torch.int64:
+        raise ValueError(f"y must be int64, shape ({rows},); got {y.dtype} {tuple(y.shape)}")
+    if not ((y >= 0) & (y < classes)).all():
+        raise ValueError(f"y must hold classes 0 to {classes - 1}; got {int(y.min())} to {int(y.max())}")
+
+
+def check_exits(exit: Tensor, rows: int, exits: int) -> None:
+    if exit.shape != (rows,) or exit.dtype != torch.int64:
+        raise ValueError(f"exit must be int64, shape ({rows},); got {exit.dtype} {tuple(exit.shape)}")
+    if rows and not ((exit >= 0) & (exit < exits)).all():
+        raise ValueError(f"exit must lie in 0 to {exits - 1}; got {int(exit.min())} to {int(exit.max())}")

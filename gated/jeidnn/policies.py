@@ -1,0 +1,192 @@
+"""Who leaves at an exit: the learned gates, a threshold, patience, or a plan made before.
+
+A policy sees the logits of the samples that are still there and a state with one row each, which travels with them
+when the batch is compacted. All of them can stop the network early.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from gated.jeidnn._validation import check_choice, check_rows
+from gated.jeidnn.exits import Causal, Rule, leaves, spend
+
+Score = Literal["confidence", "entropy", "margin"]
+Statistic = Literal["confidence", "entropy", "margin", "squared entropy"]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """`start` gives the state of a batch of n samples; `__call__` tells who leaves at exit `l`, and the next state."""
+
+    def start(self, n: int, like: Tensor) -> Tensor: ...
+
+    def __call__(self, l: int, logits: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def uncertainty(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch 4"]:
+    """(max p, H(p), p_(1) - p_(2), H(p^2 / sum p^2)) of p = softmax(logits); entropies in nats.
+
+    The last is the entropy at temperature 1/2. Uniform p gives (1/K, ln K, 0, ln K), one-hot p (1, 0, 1, 0).
+    With two classes the margin is 2 max p - 1 and tells nothing new.
+
+    Raises:
+        ValueError: logits not finite, fewer than two classes.
+
+    Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163 (what its gates see).
+    """
+    check_rows("logits", logits, logits.ndim)
+    if logits.shape[-1] < 2:
+        raise ValueError(f"logits must have at least 2 classes, got {logits.shape[-1]}")
+    # In half precision the entropies of confident answers would be rounding noise.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    top = logits.topk(2, -1).values
+    log_p = logits.log_softmax(-1)
+    first, second = (top - logits.logsumexp(-1, keepdim=True)).exp().unbind(-1)
+    return torch.stack([first, spread(log_p), first - second, spread((2 * log_p).log_softmax(-1))], -1)
+
+
+def spread(log_p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
+    """Entropy from finite log-probabilities: no logarithm of 0, so nothing has to be masked in this hot loop."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def score(logits: Float[Tensor, "*batch classes"], kind: Score = "confidence") -> Float[Tensor, "*batch"]:
+    """High where an answer looks safe: max p, -H(p) or the margin p_(1) - p_(2)."""
+    check_choice("kind", kind, get_args(Score))
+    confidence, h, margin, _ = uncertainty(logits).unbind(-1)
+    return {"confidence": confidence, "entropy": -h, "margin": margin}[kind]
+
+
+class UncertaintyGate(nn.Module):
+    """s = v . u + b, g = sigmoid(s): one logistic unit on statistics of an exit's answer, 5 parameters by default.
+
+    Arguments:
+        statistics: which of `uncertainty`, by name.
+        layer: width of the exit's features z if the gate shall see them too (d more parameters); 0 if not.
+
+    Neither the statistics nor z carry a gradient back.
+    """
+
+    def __init__(
+        self,
+        statistics: Sequence[Statistic] = get_args(Statistic),
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        for name in statistics:
+            check_choice("statistics", name, get_args(Statistic))
+        if not statistics and not layer:
+            raise ValueError("statistics must name at least one where the gate does not see the layer")
+        self.columns = [get_args(Statistic).index(name) for name in statistics]
+        self.layer = layer
+        self.linear = nn.Linear(len(self.columns) + layer, 1)
+
+    def forward(self, logits: Float[Tensor, "batch classes"], z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch"]:
+        """s, the logit of g."""
+        u = uncertainty(logits.detach())[:, self.columns].to(z)
+        u = torch.cat([u, z.detach()], 1) if self.layer else u
+        return self.linear(u).squeeze(1)
+
+
+class GatePolicy:
+    """The hard rule of the learned gates. The state is the mass m that is left."""
+
+    def __init__(self, gates: nn.ModuleList, composition: Causal = "clip", rule: Rule = "conditional") -> None:
+        if composition not in get_args(Causal):
+            raise ValueError(
+                f"composition must be one of {get_args(Causal)} to stop early (the others need all gates first), "
+                f"got {composition!r}"
+            )
+        check_choice("rule", rule, get_args(Rule))
+        self.gates, self.composition, self.rule = gates, composition, rule
+
+    def start(self, n: int, like: Tensor) -> Tensor:
+        return like.new_ones(n)
+
+    def __call__(
+        self,
+        l: int,
+        logits: Float[Tensor, "batch classes"],
+        z: Float[Tensor, "batch dim"],
+        state: Float[Tensor, "batch"],
+    ) -> tuple[Bool[Tensor, "batch"], Float[Tensor, "batch"]]:
+        p = spend(self.gates[l](logits, z).sigmoid(), state, self.composition)
+        return leaves(p, state, self.rule), (state - p).clamp(min=0)
+
+
+class ThresholdPolicy:
+    """Leave at the first exit whose score reaches its threshold: one number for all exits, or one each."""
+
+    def __init__(self, threshold: float | int | Sequence[float | int] | Tensor, kind: Score = "confidence") -> None:
+        check_choice("kind", kind, get_args(Score))
+        self.threshold, self.kind = torch.as_tensor(threshold, dtype=torch.float64), kind
+        if self.threshold.ndim > 1 or self.threshold.isnan().any():
+            raise ValueError(f"threshold must be a number, or one an exit, and not NaN; got {threshold!r}")
+
+    def start(self, n: int, like: Tensor) -> Tensor:
+        return like.new_empty(n, 0)
+
+    def __call__(
+        self,
+        l: int,
+        logits: Float[Tensor, "batch classes"],
+        z: Float[Tensor, "batch dim"],
+        state: Float[Tensor, "batch 0"],
+    ) -> tuple[Bool[Tensor, "batch"], Float[Tensor, "batch 0"]]:
+        threshold = self.threshold if self.threshold.ndim == 0 else self.threshold[l]
+        return score(logits, self.kind).double() >= threshold.to(logits.device), state
+
+
+class PatiencePolicy:
+    """Leave once `patience` exits in a row give the same class; 1 leaves at the first exit.
+
+    The state is the last class and the length of its run.
+
+    Source: Zhou et al. 2020, arXiv 2006.04152 (there the counter starts one lower).
+    """
+
+    def __init__(self, patience: int) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}")
+        self.patience = patience
+
+    def start(self, n: int, like: Tensor) -> Tensor:
+        return torch.tensor([-1, 0], device=like.device).repeat(n, 1)
+
+    def __call__(
+        self,
+        l: int,
+        logits: Float[Tensor, "batch classes"],
+        z: Float[Tensor, "batch dim"],
+        state: Int64[Tensor, "batch 2"],
+    ) -> tuple[Bool[Tensor, "batch"], Int64[Tensor, "batch 2"]]:
+        guess = logits.argmax(-1)
+        run = torch.where(guess == state[:, 0], state[:, 1], 0) + 1
+        return run >= self.patience, torch.stack([guess, run], 1)
+
+
+class PlanPolicy:
+    """Each sample leaves at the exit planned for it, whatever the network says: for timing, and for the oracle."""
+
+    def __init__(self, plan: Int64[Tensor, "batch"]) -> None:
+        if plan.ndim != 1 or plan.dtype != torch.int64 or (plan < 0).any():
+            raise ValueError(f"plan must be int64, shape (batch,), at least 0; got {plan.dtype} {tuple(plan.shape)}")
+        self.plan = plan
+
+    def start(self, n: int, like: Tensor) -> Tensor:
+        if n != len(self.plan):
+            raise ValueError(f"plan must have one exit a sample, {n}; got {len(self.plan)}")
+        return self.plan.to(like.device)
+
+    def __call__(
+        self,
+        l: int,
+        logits: Float[Tensor, "batch classes"],
+        z: Float[Tensor, "batch dim"],
+        state: Int64[Tensor, "batch"],
+    ) -> tuple[Bool[Tensor, "batch"], Int64[Tensor, "batch"]]:
+        return state == l, state
