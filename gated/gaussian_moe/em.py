@@ -45,7 +45,7 @@ class Fit(NamedTuple):
     iterations: Int[Tensor, " datasets"]  # passes over the data after the first, shortened steps included
     converged: Bool[Tensor, " datasets"]  # stopped by itself, not by max_iterations
     dormant: Int[Tensor, " datasets"]  # experts that no point selects, or responsible for under 1e-8 of the points
-    at_bound: Bool[Tensor, " datasets"]  # a variance, slope or temperature ended at its bound
+    at_bound: Bool[Tensor, " datasets"]  # a variance, bias, slope or temperature ended at its bound
     history: Float[Tensor, "iterations+1 datasets"] | None  # log-likelihood, the last value repeated after the end
 
 
@@ -58,6 +58,7 @@ def fit(
     max_iterations: int = 2000,
     min_variance: float | int | Float[Tensor, " datasets"] | None = None,
     max_slope: float | int = 200.0,
+    max_bias: float | int = math.inf,
     min_tau: float | int = 1e-3,
     polish: Polish | None = None,
     compiled: bool = False,
@@ -74,7 +75,9 @@ def fit(
         tolerance: a data set stops when an iteration gains less log-likelihood than this (with polish: three in a row).
         max_iterations: passes over the data after the first, > 0.
         min_variance: least nu_i; None is a thousandth of the variance of the data set's y.
-        max_slope: greatest |beta_1|. min_tau: least tau, where it is estimated.
+        max_slope: greatest |beta_1|. max_bias: greatest |beta_0|, infinite by default; both where the last expert's
+            are 0. With a finite one no expert's weight can go to zero, as theory on compact sets assumes.
+        min_tau: least tau, where it is estimated.
         polish: "lbfgs" goes on where EM has become slow; None is EM alone.
         compiled: see `gmoe_em`.
         record: whether the history is kept.
@@ -84,9 +87,9 @@ def fit(
             finite or has zero likelihood, or an argument out of range.
     """
     layout = Layout(start.num_experts, start.dim, start.gate)
-    floor = _check(points, start, min_variance, tolerance, max_iterations, max_slope, min_tau, polish)
+    floor = _check(points, start, min_variance, tolerance, max_iterations, max_slope, max_bias, min_tau, polish)
     theta = layout.pack(_gauge(start))
-    low, high = layout.bounds(theta, floor, temperature, max_slope, min_tau)
+    low, high = layout.bounds(theta, floor, temperature, max_slope, min_tau, max_bias)
     theta = theta.clamp(low, high)
     s = layout.statistics(points, theta, compiled)
     if not s.log_likelihood.isfinite().all():
@@ -218,11 +221,13 @@ def _gauge(model: GaussianMoE) -> GaussianMoE:
     return replace(model, beta0=beta0, beta1=model.beta1 - model.beta1[:, -1:])
 
 
-def _check(points, start, min_variance, tolerance, max_iterations, max_slope, min_tau, polish) -> Tensor:
+def _check(points, start, min_variance, tolerance, max_iterations, max_slope, max_bias, min_tau, polish) -> Tensor:
     """The least variance of each data set."""
     for name, number in (("tolerance", tolerance), ("max_slope", max_slope), ("min_tau", min_tau)):
         if not 0 < number < math.inf:
             raise ValueError(f"{name} must be above 0 and finite; got {number}")
+    if not max_bias > 0:
+        raise ValueError(f"max_bias must be above 0, or infinite; got {max_bias}")
     if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(f"max_iterations must be an integer of at least 1; got {max_iterations!r}")
     if polish not in (None, *get_args(Polish)):

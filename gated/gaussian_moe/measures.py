@@ -40,6 +40,8 @@ class Outcome(NamedTuple):
     start: GaussianMoE
     likelihood_ratio: Float[Tensor, " replicates"]
     data: list[Data]
+    max_slope: float = math.inf  # the fit's bounds
+    max_bias: float = math.inf
 
     def only(self, i: int) -> Outcome:
         """Of one replicate."""
@@ -66,8 +68,14 @@ def density(o: Outcome) -> Measured:
 
     likelihood_ratio    2 (l(fit) - l(truth)); for a right model about chi^2 of as many degrees as it estimates
     squared_hellinger, total_variation    of the fitted from the true density, by quadrature
-    iterations, converged, dormant, at_bound    as in `gated.gaussian_moe.em.Fit`
+    iterations, converged, dormant    as in `gated.gaussian_moe.em.Fit`
+    at_bound    a variance or temperature at its bound, or a bias or slope within 5 % of its own: where the likelihood
+                grows by ever less, a fit stops on its way
     """
+    model = o.fit.model
+    near_bound = (model.beta1.flatten(1).abs().amax(1) >= 0.95 * o.max_slope) | (
+        model.beta0.abs().amax(1) >= 0.95 * o.max_bias
+    )
     apart = distances(o.fit.model, o.truth, o.interval)
     return {
         "likelihood_ratio": o.likelihood_ratio,
@@ -76,7 +84,7 @@ def density(o: Outcome) -> Measured:
         "iterations": o.fit.iterations,
         "converged": o.fit.converged,
         "dormant": o.fit.dormant,
-        "at_bound": o.fit.at_bound,
+        "at_bound": o.fit.at_bound | near_bound,
     }
 
 
@@ -100,13 +108,33 @@ def over(o: Outcome) -> Measured:
 
 
 def double(o: Outcome) -> Measured:
-    """`over` for two true experts, with the errors in the fuller cell ("double_b") and in the other ("single_b")."""
-    size = F.one_hot(cells(fix_gauge(o.fit.model, o.truth), o.truth), 2).sum(1)
+    """`over` for two true experts, with the errors in the fuller cell ("double_b") and in the other ("single_b").
+
+    Of the experts of the fuller cell: light_bias, the least share of the cell's sum of e^beta_0 (its weight at x = 0);
+    light_work, the least share of the cell's part of the gate, averaged over x; and light_distance of the expert with
+    that share, |b - true b| in true standard deviations.
+    """
+    fitted = fix_gauge(o.fit.model, o.truth)
+    member = cells(fitted, o.truth)
+    size = F.one_hot(member, 2).sum(1)
     fuller, found = size.argmax(1, keepdim=True), errors(o.fit.model, o.truth)
     out = over(o)
     for name in ("beta0", "beta1", "a", "b", "variance"):
         out[f"double_{name}"] = found[name].gather(1, fuller)[:, 0]
         out[f"single_{name}"] = found[name].gather(1, 1 - fuller)[:, 0]
+    low, high = o.interval
+    x = low + (high - low) * (torch.arange(1000, dtype=torch.float64)[:, None] + 0.5) / 1000
+    inside = member == fuller
+    work = fitted.log_gate(x.expand(len(size), -1, -1)).exp().mean(1) * inside
+    work = (work / work.sum(1, keepdim=True)).masked_fill(~inside, math.inf)
+    bias = fitted.beta0.masked_fill(~inside, -math.inf).softmax(1).masked_fill(~inside, math.inf)
+    away = (fitted.b - o.truth.b[fuller]).abs() / o.truth.variance.sqrt()[fuller]
+    light = work.argmin(1, keepdim=True)
+    out |= {
+        "light_bias": bias.amin(1),
+        "light_work": work.amin(1),
+        "light_distance": away.gather(1, light)[:, 0],
+    }
     return out
 
 

@@ -62,15 +62,18 @@ class Layout(NamedTuple):
         temperature: bool,
         max_slope: float | int,
         min_tau: float | int,
+        max_bias: float | int = math.inf,
     ) -> tuple[Rows, Rows]:
-        """Variances of at least `floor`, slopes of at most `max_slope`, a temperature of at least `min_tau` or fixed.
+        """Variances of at least `floor`, slopes and biases of at most `max_slope` and `max_bias` in size, a temperature
+        of at least `min_tau` or fixed.
 
         A softmax of one expert is 1 and has no gradient: with top_k = 1 the whole gate is fixed.
         """
         low, high = torch.full_like(start, -math.inf), torch.full_like(start, math.inf)
         gate = self.parts[0]
         slope = torch.arange(gate - 1, device=start.device) % (self.d + 1) > 0
-        low[:, : gate - 1][:, slope], high[:, : gate - 1][:, slope] = -max_slope, max_slope
+        most = torch.where(slope, float(max_slope), float(max_bias)).to(start)
+        low[:, : gate - 1], high[:, : gate - 1] = -most, most
         low[:, gate - 1], low[:, -self.k :] = min_tau, floor.log()[:, None]
         if self.k == 1 or self.gate.top_k == 1:
             low[:, :gate], high[:, :gate] = start[:, :gate], start[:, :gate]

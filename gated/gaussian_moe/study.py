@@ -9,13 +9,16 @@ the grouping of the computations matters.
 |---------------------------------------|--------------|--------------------------------------------------------------|
 | `dense`, `sparse`                     | DENSE, SPARSE| the true form                                                |
 | `labels`                              | DENSE        | the experts alone, each to its own points (the oracle)       |
-| `over`                                | DENSE        | 3 experts of 3; two starts, and the higher likelihood counts |
+| `over`                                | DENSE        | 3 experts of 3                                               |
 | `kbar2`, `kbar3`, `kbar4`             | SPARSE       | 4 experts of which 2, 3, 4 are kept; the middle one twice    |
 | `sparse_dense`                        | SPARSE       | 3 experts of 3: a model that is wrong                        |
 | `top1`                                | TOP1         | 1 expert of 2: EM, and the boundary by a scan                |
 | `fixed`, `ratio`                      | TEMPERATURE  | tau known; beta / tau estimated instead (tau = 1)            |
 | `identity`, `tanh`, `relu`, `sigmoid` | TEMPERATURE  | tau estimated; that activation in truth and fit              |
 | `tanh_fixed`                          | TEMPERATURE  | tau known, tanh                                              |
+
+With surplus experts there are two starts, and the higher likelihood counts; and biases are bounded, so that no weight
+goes to zero and the set of parameters is bounded, as the theory has it.
 
     found = unpack(sweep(["dense", "over"], [100, 1000], replicates=8))
     found["over"]["total_variation"]   # [sizes, replicates]
@@ -24,6 +27,7 @@ the grouping of the computations matters.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -41,9 +45,11 @@ from gated.kernels.gmoe_em import Points
 
 SCALE = 0.1  # noise of all starts, whatever n is
 RAY = 0.3  # standard deviation of log c, by which a start multiplies (beta_0, beta_1, tau)
-SPLIT = 0.5  # standard deviations from the middle, in the second start of `over`
+SPLIT = 0.5  # standard deviations from the middle, in the second start of fits with surplus experts
+MAX_SLOPE = 200.0  # bound on |beta_1|, of all regimes
+MAX_BIAS = 12.0  # bound on |beta_0| with surplus experts; the largest of a truth is 8
 SHARD = 400_000  # points of a shard
-VERSION = 2  # of what `shard` means, for those who keep its results
+VERSION = 4  # of what `shard` means, for those who keep its results
 
 FULL = {"sizes": [100, 215, 464, 1000, 2154, 4642, 10_000, 21_544, 46_416, 100_000], "replicates": 40}
 LIVE = {"sizes": [464, 1000, 2154], "replicates": 16}
@@ -109,13 +115,17 @@ def _one_twice(truth: GaussianMoE, gate: Gate, generator: torch.Generator) -> li
     """A true expert at random has two fitted ones: once both are near it, once one to either side."""
     extra = torch.randint(truth.num_experts, (1,), generator=generator)
     cell = torch.cat([torch.arange(truth.num_experts), extra]).sort().values[None]
-    return [share(truth, cell, SCALE, generator, gate=gate), apart(truth, cell, SPLIT, SCALE, generator, gate=gate)]
+    return _together_and_apart(truth, cell, gate, generator)
 
 
 def _last_twice(truth: GaussianMoE, gate: Gate, generator: torch.Generator) -> list[GaussianMoE]:
     """In `SPARSE` the last expert is the middle one, which every input keeps."""
     cell = torch.tensor([[*range(truth.num_experts), truth.num_experts - 1]])
-    return [share(truth, cell, SCALE, generator, gate=gate)]
+    return _together_and_apart(truth, cell, gate, generator)
+
+
+def _together_and_apart(truth: GaussianMoE, cell: Tensor, gate: Gate, generator: torch.Generator) -> list[GaussianMoE]:
+    return [share(truth, cell, SCALE, generator, gate=gate), apart(truth, cell, SPLIT, SCALE, generator, gate=gate)]
 
 
 @dataclass(frozen=True)
@@ -129,16 +139,19 @@ class Regime:
     temperature: bool = False  # whether tau is estimated
     polish: Polish | None = None
     max_iterations: int = 2000
+    max_bias: float = math.inf
 
+
+SURPLUS: dict[str, Any] = {"polish": "lbfgs", "max_iterations": 1000, "max_bias": MAX_BIAS}
 
 REGIMES: dict[str, Regime] = {
     "dense": Regime("dense", measures.exact),
     "sparse": Regime("sparse", measures.exact),
     "labels": Regime("dense", measures.oracle),
-    "over": Regime("dense", measures.double, _one_twice, polish="lbfgs", max_iterations=1000),
-    "kbar2": Regime("sparse", measures.over, _last_twice, Gate(2, "slope"), polish="lbfgs", max_iterations=1000),
-    "kbar3": Regime("sparse", measures.over, _last_twice, Gate(3, "slope"), polish="lbfgs", max_iterations=1000),
-    "kbar4": Regime("sparse", measures.over, _last_twice, Gate(4, "slope"), polish="lbfgs", max_iterations=1000),
+    "over": Regime("dense", measures.double, _one_twice, **SURPLUS),
+    "kbar2": Regime("sparse", measures.over, _last_twice, Gate(2, "slope"), **SURPLUS),
+    "kbar3": Regime("sparse", measures.over, _last_twice, Gate(3, "slope"), **SURPLUS),
+    "kbar4": Regime("sparse", measures.over, _last_twice, Gate(4, "slope"), **SURPLUS),
     "sparse_dense": Regime("sparse", measures.density, gate=Gate(), polish="lbfgs"),
     "top1": Regime("top1", measures.top1),
     "fixed": Regime("identity", measures.known_temperature),
@@ -188,7 +201,15 @@ def _outcome(this: Regime, n: int, replicates: Iterable[int], drawn: list[Data])
     tries = []
     for models in zip(*starts, strict=True):
         start = _stack(models)
-        found = fit(points, start, temperature=this.temperature, polish=this.polish, max_iterations=this.max_iterations)
+        found = fit(
+            points,
+            start,
+            temperature=this.temperature,
+            max_slope=MAX_SLOPE,
+            max_bias=this.max_bias,
+            polish=this.polish,
+            max_iterations=this.max_iterations,
+        )
         tries.append((found, start))
     best = torch.stack([found.log_likelihood for found, _ in tries]).argmax(0).tolist()
 
@@ -206,7 +227,8 @@ def _outcome(this: Regime, n: int, replicates: Iterable[int], drawn: list[Data])
     )
     start = _stack([tries[b][1][i : i + 1] for i, b in enumerate(best)])
     at_truth = torch.stack([truth.log_density(d.x, d.y).sum() for d in drawn])
-    return Outcome(truth, interval, chosen, start, 2 * (chosen.log_likelihood - at_truth), drawn)
+    ratio = 2 * (chosen.log_likelihood - at_truth)
+    return Outcome(truth, interval, chosen, start, ratio, drawn, MAX_SLOPE, this.max_bias)
 
 
 def _stack(models: Sequence[GaussianMoE]) -> GaussianMoE:

@@ -75,7 +75,7 @@ class Race(Shown):
         ours, *peers = self.ms
         rows = [(ours, f"{self.median(ours):.3g}", "1")]
         rows += [(peer, f"{self.median(peer):.3g}", str(self.ratio(peer))) for peer in peers]
-        return Table(("Case", "Median ms", f"Times ours ({self.threads} threads, {self.device})"), rows)
+        return Table(("Case", "Median ms", f"Times ours ({_threads(self.threads)}, {self.device})"), rows)
 
     def _of(self, case: str) -> np.ndarray:
         if case not in self.ms:
@@ -236,7 +236,7 @@ class Report(Shown):
 
 def _cells(row: Mapping[str, Any]) -> tuple[str | tuple[str, str], ...]:
     sizes = ", ".join(f"{name}={value}" for name, value in row["sizes"].items())
-    case = (row["case"], f"{sizes}; {row['threads']} threads, {row['device']}")
+    case = (row["case"], f"{sizes}; {_threads(row['threads'])}, {row['device']}")
     if "exponent" in row:
         times = ", ".join(f"{x:.3g}" for x in row["ours_ms"])
         exponent = f"exponent {row['exponent']:.3g} {interval_text(row['exponent_interval'])}"
@@ -252,3 +252,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str | tuple[str, str], ...]:
 
 def _four(x: float) -> float:
     return float(f"{x:.4g}")
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread" if n == 1 else f"{n} threads"

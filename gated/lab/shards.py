@@ -38,6 +38,9 @@ _QUIET: dict[str, Any] = {
     "scheduler_kwargs": {"dashboard": False},
     "silence_logs": logging.CRITICAL,
 }
+# Dask tells its workers' allocator to give memory back to the system at once. Tensors of some 100 kB then come as fresh
+# pages each time, which took more than half of a shard's time; these are the limits that other processes come to.
+_ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": 2**26, "MALLOC_MMAP_THRESHOLD_": 2**25}
 RETRIES = 3  # how often a shard is sent again after the scheduler has given it up with its dead workers
 
 
@@ -105,14 +108,16 @@ def local_client(workers: int | None = None) -> Iterator[Client]:
     Raises:
         ValueError: workers below 1.
     """
+    import dask
     from dask.system import CPU_COUNT  # what this process may use, which in a container is less than the machine has
     from distributed import Client, LocalCluster
 
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, or None for one a core; got {workers}")
-    cluster = LocalCluster(n_workers=workers or CPU_COUNT, threads_per_worker=1, **_QUIET)
-    with cluster, Client(cluster) as client:
-        yield client
+    with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": n for name, n in _ALLOCATOR.items()}):
+        cluster = LocalCluster(n_workers=workers or CPU_COUNT, threads_per_worker=1, **_QUIET)
+        with cluster, Client(cluster) as client:
+            yield client
 
 
 # One shard ----------------------------------------------------------------------------------------------------------

@@ -313,6 +313,14 @@ def test_bounds_are_kept_and_counted():
     bound = fit(pack(x, y), start, max_slope=20.0)  # the two groups are apart: the steeper, the better
     assert bound.at_bound.all() and bound.model.beta1[0, 0, 0] == 20 and free.model.beta1[0, 0, 0] > 20
     assert free.log_likelihood > bound.log_likelihood
+    for activation in ("identity", "tanh"):
+        tilted = replace(start, beta0=start.beta0 + torch.tensor([3.0, 0]), gate=Gate(activation=activation))
+        noisy = pack(x, torch.where(x[..., 0] > 0.5, 2.0, -2.0) + y.sin())  # three of four points are expert 2's
+        loose = fit(noisy, tilted, polish="lbfgs", max_slope=1.0)
+        held = fit(noisy, tilted, polish="lbfgs", max_slope=1.0, max_bias=0.5)
+        assert held.at_bound.all() and held.model.beta0[0, 0] == -0.5 > loose.model.beta0[0, 0]
+    shifted = replace(start, beta0=start.beta0 + 40)  # of all experts, which changes nothing
+    assert fit(pack(x, y), shifted, max_slope=20.0, max_bias=30.0).log_likelihood == bound.log_likelihood
     floored = fit(pack(x, y), start, min_variance=0.5)
     assert floored.at_bound.all() and floored.model.variance.eq(0.5).all()
     torch.testing.assert_close(

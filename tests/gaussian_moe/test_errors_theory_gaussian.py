@@ -13,7 +13,7 @@ from gated.gaussian_moe.boundary import boundary
 from gated.gaussian_moe.distances import distances
 from gated.gaussian_moe.fisher import fisher_information, ray
 from gated.gaussian_moe.rates import rate
-from gated.gaussian_moe.splits import duplicate, split
+from gated.gaussian_moe.splits import duplicate, split, split_jointly
 from gated.gaussian_moe.truths import DENSE, SPARSE, TEMPERATURE, UNIT
 from gated.gaussian_moe.voronoi import (
     cells,
@@ -70,6 +70,7 @@ X = torch.linspace(0, 1, 20, dtype=torch.float64)
         (lambda: split(DENSE, 0, "a", 0.1, compensate=True), "compensate is for the parameter \"b\"; got 'a'"),
         (lambda: split(DENSE, 0, "b", 0.4, compensate=True), "delta must leave both halves a variance"),
         (lambda: split(DENSE.expand(2), 0, "b", 0.1), "model must be one model"),
+        (lambda: split_jointly(DENSE, 0, {"b": 0.1}, {"tau": 0.1}), r"parameters must be of .*; got \['tau'\]"),
         (lambda: duplicate(SPARSE, -1, 0.1), "expert must be from 0 to 2; got -1"),
         (lambda: boundary(X, X[:5]), r"got \(20,\) and \(5,\)"),
         (lambda: boundary(X[:9], X[:9]), "at least 10 points, 5 a side; got 9"),

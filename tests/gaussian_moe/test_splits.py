@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gated.gaussian_moe.distances import total_variation
 from gated.gaussian_moe.model import Gate, GaussianMoE
-from gated.gaussian_moe.splits import duplicate, split
+from gated.gaussian_moe.splits import duplicate, split, split_jointly
 from gated.gaussian_moe.truths import DENSE, SPARSE, SYMMETRIC, TOP1, UNIT, temperature_truth
 
 DELTAS = torch.tensor([0.4, 0.3, 0.2, 0.14, 0.1], dtype=torch.float64)
@@ -60,6 +60,17 @@ def test_splits_of_one_expert_do_not_tell_two_gates_apart(parameter, unit, compe
     for activation, order in expected.items():
         values = variations(temperature_truth(activation), SYMMETRIC, 0, parameter, unit, compensate)
         assert slope(values) == pytest.approx(order, abs=0.0051)
+
+
+def test_jointly_in_slope_and_intercept_a_bent_score_lets_less_hide():
+    """d^2 u / d beta_1 d b is the derivative of u to a, over tau, for a linear score only: delta^4 against delta^3."""
+    d = DELTAS / 4
+    for activation, order in {"identity": 4, "tanh": 3}.items():
+        truth = temperature_truth(activation)
+        shift = {"variance": -(d**2), "a": -8 * d**3 / truth.tau}
+        halves = split_jointly(truth, 0, {"beta1": 8 * d**2, "b": d}, shift)
+        values = total_variation(halves, truth, SYMMETRIC, tolerance=1e-4, steps_per_deviation=24)
+        assert slope(values) == pytest.approx(order, abs=0.1)
 
 
 @settings(max_examples=25)

@@ -72,7 +72,7 @@ def test_starts_do_not_shrink_with_n(regime):
     for n in (100, 100_000):
         of = [this.start(truth, this.gate or truth.gate, study._generator(this.law, n, r, "start")) for r in range(60)]
         spread.append(torch.stack([models[-1].a[0] - truth.a[cells(models[-1], truth)[0]] for models in of]).std())
-        assert all(len(models) == (2 if regime == "over" else 1) for models in of)
+        assert all(len(models) == 1 + (this.max_bias == study.MAX_BIAS) for models in of)
     assert 0.7 < spread[1] / spread[0] < 1.4
     tau = torch.stack([models[0].tau[0] for models in of])
     assert (tau.log().std() > 0.2) == this.temperature
@@ -172,6 +172,55 @@ def test_the_three_parametrisations_of_a_linear_gate_are_one_density():
         assert ratio[name] == pytest.approx(fixed[name], rel=1e-3)
         assert free[name] == pytest.approx(fixed[name], rel=1e-2)
     assert min(free["tau"]) > 1e-3  # its error is the start's
+
+
+def light_by_hand(fitted, truth, interval):
+    """light_bias, light_work, light_distance of one model, with loops."""
+    fitted = fix_gauge(fitted, truth)
+    cell = cells(fitted, truth).tolist()
+    fuller = max((0, 1), key=cell.count)
+    mine = [i for i in range(len(cell)) if cell[i] == fuller]
+    logit = lambda i, x: float(fitted.beta0[i] + fitted.beta1[i, 0] * x)  # noqa: E731
+    work = dict.fromkeys(mine, 0.0)
+    for x in np.linspace(*interval, 4001):
+        total = sum(np.exp(logit(i, x)) for i in range(len(cell)))
+        for i in mine:
+            work[i] += np.exp(logit(i, x)) / total
+    bias = [np.exp(logit(i, 0)) for i in mine]
+    light = min(mine, key=work.get)
+    away = abs(float(fitted.b[light] - truth.b[fuller])) / float(truth.variance[fuller]) ** 0.5
+    return min(bias) / sum(bias), work[light] / sum(work.values()), away
+
+
+def test_the_lighter_experts_share_by_hand():
+    found, this = study.shard("over", 200, 0, 5), study.REGIMES["over"]
+    fits = study._outcome(this, 200, range(5), [study.data("dense", 200, r) for r in range(5)]).fit.model
+    names = "light_bias", "light_work", "light_distance"
+    for i in range(5):
+        expected = light_by_hand(fits[i], DENSE, study.LAWS["dense"].interval)
+        assert [found[name][i] for name in names] == pytest.approx(expected, rel=2e-3)
+    assert min(found["light_work"]) > 0 and max(found["light_work"]) <= 0.5
+
+
+@pytest.mark.parametrize("regime", ["over", "kbar2", "kbar3", "kbar4"])
+def test_fits_with_surplus_experts_have_bounded_parameters(regime):
+    this = study.REGIMES[regime]
+    fits = study._outcome(this, 100, range(12), [study.data(this.law, 100, r) for r in range(12)]).fit
+    assert fits.model.beta0.abs().max() <= study.MAX_BIAS and fits.model.beta1.abs().max() <= study.MAX_SLOPE
+    truth = study.LAWS[this.law].truth
+    assert truth.beta0.abs().max() < study.MAX_BIAS and truth.beta1.abs().max() < study.MAX_SLOPE
+
+
+@pytest.mark.parametrize(("name", "share"), [("beta1", 0.96), ("beta1", 0.94), ("beta0", -0.96), ("beta0", -0.94)])
+def test_a_slope_or_bias_close_to_its_bound_counts(name, share):
+    this, drawn = study.REGIMES["over"], [study.data("dense", 100, 0)]
+    outcome = study._outcome(this, 100, [0], drawn)
+    bound = {"beta0": outcome.max_bias, "beta1": outcome.max_slope}[name]
+    assert bound == {"beta0": 12, "beta1": 200}[name]
+    model = study.near(DENSE, 1, 0.0, torch.Generator())
+    getattr(model, name)[0, 0] = share * bound
+    fit = outcome.fit._replace(model=model, at_bound=torch.tensor([False]))
+    assert measures.density(outcome._replace(fit=fit))["at_bound"].tolist() == [abs(share) > 0.95]
 
 
 def test_em_leaves_a_top1_gate_alone_and_the_scan_finds_the_boundary():

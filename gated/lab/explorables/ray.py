@@ -62,7 +62,8 @@ WORDS = {
         "Identified, but hopeless at this n",
         _ERROR,
         "Where the inputs lie, the score is close to one that the ray does not change, a straight line or a ReLU, so "
-        "the curve hardly rises. The rate is that of the others, and yet the error exceeds τ. Move n until it is less.",
+        "the dashed curve hardly rises. The rate is that of the others, and yet the error exceeds τ. Move n until it "
+        "is less.",
     ),
 }
 
@@ -199,7 +200,7 @@ class RayExplorable(Explorable):
         gates.append(tag("path", d=there, stroke=_ORANGE, stroke_dasharray="7 4", data_gate="there", **line))
 
         losses = [text("Log-likelihood that n points lose at c", 8, 226, strong=True)]
-        losses.append(text("dashed: all else fitted anew, near c = 1", 8, 241, small=True))
+        losses.append(text("solid: all else fixed; dashed: all else fitted anew, near c = 1", 8, 241, small=True))
         for value in (0, 3, 6):
             losses += [rule(_RAY.start, _LOSS(value), _RAY.stop, _LOSS(value), faint=value > 0)]
             losses += [text(f"{value}", _RAY.start - 8, _LOSS(value) + 3.5, small=True, text_anchor="end")]
