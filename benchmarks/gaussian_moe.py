@@ -32,6 +32,7 @@ from gated.kernels.gmoe_em import Points, Statistics, gmoe_em
 from gated.lab import bench
 
 REPLICATES, POINTS = 40, 16_000
+LENGTH = 1000  # of a block: long ones are faster, and below 1,022 two experts need one logarithm a block
 
 
 class Problem(NamedTuple):
@@ -255,7 +256,7 @@ def eager(power: Tensor, y: Tensor, model: GaussianMoE, temperature: bool) -> li
 
 def cases(problem: Problem, points: int) -> dict[str, Callable[[], object]]:
     x, y, model = data(problem, points)
-    packed = Points.pack(x.reshape(-1, 1), y.reshape(-1), torch.arange(len(x) + 1) * points)
+    packed = Points.pack(x.reshape(-1, 1), y.reshape(-1), torch.arange(len(x) + 1) * points, length=LENGTH)
     power = torch.stack([torch.ones_like(x), x, x * x], -1)
     rest = y.numpy(), model, problem.temperature
     peers: dict[str, Callable[[], object]] = {
@@ -299,7 +300,7 @@ def growth(report: bench.Report, quick: bool) -> None:
         forms: dict[str, Callable[[], object]] = {}
         for n in sizes:
             x, y, model = data(PROBLEMS[0], n)
-            packed = Points.pack(x.reshape(-1, 1), y.reshape(-1), torch.arange(len(x) + 1) * n)
+            packed = Points.pack(x.reshape(-1, 1), y.reshape(-1), torch.arange(len(x) + 1) * n, length=LENGTH)
             forms[str(n)] = partial(fused, packed, model, False, True)
         result = bench.race(forms, rounds=6 if quick else 9, warmup=1, threads=threads, min_ms=1)
         ms = [result.ms[str(n)].min() for n in sizes]
@@ -331,7 +332,7 @@ def fits(report: bench.Report, quick: bool) -> None:
     """From the same starts to likelihoods that differ by less than 10^-3."""
     points, replicates = (1000, 8) if quick else (POINTS // 4, REPLICATES)
     x, y, start = data(PROBLEMS[0], points, replicates)
-    packed = Points.pack(x.reshape(-1, 1), y.reshape(-1), torch.arange(len(x) + 1) * points)
+    packed = Points.pack(x.reshape(-1, 1), y.reshape(-1), torch.arange(len(x) + 1) * points, length=LENGTH)
     power = torch.stack([torch.ones_like(x), x, x * x], -1).numpy()
     peers: dict[str, Callable[[], object]] = {
         "gated.gaussian_moe.em.fit": partial(fit, packed, start, compiled=True),

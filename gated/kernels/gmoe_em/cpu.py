@@ -3,8 +3,8 @@
 Arithmetic binds. On one thread, the shortest of many runs of PyTorch's float64 operators took, in nanoseconds a number,
 1.4 for an exponential, 2 for a logarithm, 3.9 for tanh and 0.4 for a division, while x and y of a point are read in
 0.2. Hence one exponential, not two, where two experts are kept, one division a point for both softmaxes, and one
-logarithm a block where its product cannot overflow. Compiled, a pass takes between a quarter and a half of the time;
-benchmarks/gaussian_moe.py measures both beside their peers.
+logarithm a block where its product cannot overflow. Compiled, a pass takes between a fifth and a third of the time on
+one thread, and an eighth to a fifth on two; benchmarks/gaussian_moe.py measures both beside their peers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gated.kernels.gmoe_em.activations import ACTIVATIONS
 from gated.kernels.gmoe_em.layout import sizes
 
 PIECE = 16_384  # points at a time: a float64 row of them is 128 KiB
-COMPILED_PIECE = 65_536  # its loops keep fewer rows between them, and share the blocks out among the threads
+COMPILED_PIECE = 131_072  # its loops keep fewer rows between them, and share the blocks out; more would leave the cache
 
 
 def selection(by: list[Tensor], top_k: int) -> list[Tensor]:
