@@ -7,7 +7,6 @@ import math
 import random
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -90,26 +89,6 @@ def test_a_value_out_of_range_is_named(name, value):
 
 
 # In the browser ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def visit(browser, tmp_path: Path):
-    contexts, faults = [], []
-
-    def open_page(*figures: str, width: int = 900):
-        target = tmp_path / f"{len(contexts)}.html"
-        target.write_text(f'<!doctype html><meta charset="utf-8"><html lang="en">{"".join(figures)}', encoding="utf-8")
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.append(message.text))
-        page.goto(target.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not faults
 
 
 def shown(page, index: int = 0) -> dict:

@@ -98,27 +98,8 @@ def test_how_much_bend_buys_how_much_n():
     assert again["sd"]["sigmoid"] == pytest.approx(0.05, rel=1e-12)  # a tenth of tau
 
 
-@pytest.fixture
-def visit(browser, tmp_path):
-    contexts, faults = [], []
-
-    def open_page(figure: RayExplorable):
-        path = tmp_path / f"page{len(contexts)}.html"
-        path.write_text(f'<!doctype html><meta charset="utf-8"><body>{figure.html()}', encoding="utf-8")
-        contexts.append(browser.new_context(viewport={"width": 900, "height": 900}))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(path.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not faults
-
-
 def test_the_same_slider_does_nothing_for_a_line_and_bends_the_curve_of_tanh(visit):
-    page = visit(RayExplorable("identity"))
+    page = visit(RayExplorable("identity").html())
     gate = lambda: page.locator("[data-gate=there]").get_attribute("d")  # noqa: E731
     lost, before = page.locator("[data-lost]"), gate()
     heights = {float(point.split()[1]) for point in lost.get_attribute("d")[1:].split("L")}
@@ -136,7 +117,7 @@ def test_the_same_slider_does_nothing_for_a_line_and_bends_the_curve_of_tanh(vis
 
 
 def test_the_marker_goes_when_there_are_points_enough(visit):
-    page = visit(RayExplorable())
+    page = visit(RayExplorable().html())
     words = lambda: page.locator("[data-verdict=sigmoid]").text_content()  # noqa: E731
     assert words() == "0.51 hopeless" and page.locator("[data-verdict=relu]").text_content() == "∞ at any n"
     page.get_by_label("sigmoid").check()
@@ -148,7 +129,7 @@ def test_the_marker_goes_when_there_are_points_enough(visit):
 
 
 def test_every_slider_moves_picture_and_values_from_the_start(visit):
-    page = visit(RayExplorable())
+    page = visit(RayExplorable().html())
     figure = page.locator("[data-explorable=ray]")
     state = lambda: (figure.locator("svg").inner_html(), json.loads(figure.get_attribute("data-values")))  # noqa: E731
     for key in ("c", "beta1", "n"):
