@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gated.gates._validation import check_sizes
+
 Pool = Literal["cls", "mean"]
 
 
@@ -49,7 +51,7 @@ class Shortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
-        _check_sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_sizes(in_channels=in_channels, out_channels=out_channels, stride=stride)
         if out_channels < in_channels:
             raise ValueError(f"out_channels must be at least in_channels={in_channels}, got {out_channels}")
         self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
@@ -109,10 +111,10 @@ class ResNet(nn.Module):
                 f"widths must have one entry for each stage of blocks_per_stage={tuple(blocks_per_stage)}, "
                 f"and at least one; got {tuple(widths)}"
             )
-        _check_sizes(in_channels=in_channels, num_classes=num_classes)
+        check_sizes(in_channels=in_channels, num_classes=num_classes)
         for name, values in {"blocks_per_stage": blocks_per_stage, "widths": widths}.items():
             for value in values:
-                _check_sizes(**{name: value})
+                check_sizes(**{name: value})
         self.in_channels = in_channels
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
@@ -162,7 +164,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float | int = 0.0) -> None:
         super().__init__()
-        _check_sizes(dim=dim, heads=heads, mlp_dim=mlp_dim)
+        check_sizes(dim=dim, heads=heads, mlp_dim=mlp_dim)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads={heads}, got {dim}")
         if not 0 <= dropout < 1:
@@ -189,7 +191,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int, cls: bool = True) -> None:
         super().__init__()
-        _check_sizes(image_size=image_size, patch_size=patch_size, in_channels=in_channels, dim=dim)
+        check_sizes(image_size=image_size, patch_size=patch_size, in_channels=in_channels, dim=dim)
         if image_size % patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size={patch_size}, got {image_size}")
         self.image_size, self.in_channels = image_size, in_channels
@@ -242,7 +244,7 @@ class ViT(nn.Module):
         dropout: float | int = 0.0,
     ) -> None:
         super().__init__()
-        _check_sizes(num_classes=num_classes, depth=depth)
+        check_sizes(num_classes=num_classes, depth=depth)
         if pool not in get_args(Pool):
             raise ValueError(f"pool must be one of {get_args(Pool)}, got {pool!r}")
         self.pool = pool
@@ -272,12 +274,6 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.summary(x))
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, given in sizes.items():
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {given!r}")
 
 
 def _check_images(x: Tensor, in_channels: int) -> None:

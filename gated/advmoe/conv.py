@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gated.gates import softmax_gate, straight_through
+from gated.gates._validation import check_sizes
 
 Ste = Literal["selected", "full", "softmax"]
 
@@ -243,12 +244,6 @@ class MoEConv(nn.Module):
         _check(x, self.weight, self.padding)
         y = _conv(x, self.weight.flatten(0, 1), self.stride, self.padding).unflatten(1, (self.num_experts, -1))
         return (y * gate.view(*gate.shape, *[1] * (x.ndim - 1)).to(y.dtype)).sum(1)
-
-
-def check_sizes(**sizes: int) -> None:
-    for name, given in sizes.items():
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {given!r}")
 
 
 def _check(x: Tensor, weight: Tensor, padding: int) -> None:

@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.advmoe.conv import MoEConv, Ste, check_sizes, permute, top1
+from gated.advmoe.conv import MoEConv, Ste, permute, top1
 from gated.advmoe.routers import LayerRouter, Norm, RoutedNorm, image_router, small_router
+from gated.gates._validation import check_sizes
 
 Routing = Literal["layer", "global"]
 
@@ -192,9 +193,7 @@ class MoECNN(RoutedNetwork):
             )
         if dims not in (1, 2):
             raise ValueError(f"dims must be 1 (signals) or 2 (images); got {dims!r}")
-        check_choices(ratio, routing, norm)
-        if router is not None and (routing == "layer" or num_experts == 1):
-            raise ValueError("router must be None unless routing is 'global' with several experts; got a module")
+        check_choices(ratio, routing, norm, router, num_experts)
         self.in_channels, self.dims, self.num_experts = in_channels, dims, num_experts
         conv, plain = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
         first = conv(in_channels, widths[0], kernel_size, strides[0], kernel_size // 2, bias=False)
@@ -260,9 +259,7 @@ class MoEResNet18(RoutedNetwork):
     ):
         super().__init__()
         check_sizes(num_classes=num_classes, num_experts=num_experts, in_channels=in_channels)
-        check_choices(ratio, routing, norm)
-        if router is not None and (routing == "layer" or num_experts == 1):
-            raise ValueError("router must be None unless routing is 'global' with several experts; got a module")
+        check_choices(ratio, routing, norm, router, num_experts)
         self.in_channels, self.dims, self.num_experts = in_channels, 2, num_experts
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         self.blocks = nn.ModuleList()
@@ -318,10 +315,12 @@ class _Block(nn.Module):
         return F.relu(way(self.conv2, self.norm2, y) + self.shortcut(x))
 
 
-def check_choices(ratio: float | int, routing: str, norm: str) -> None:
+def check_choices(ratio: float | int, routing: str, norm: str, router: nn.Module | None, num_experts: int) -> None:
     if isinstance(ratio, bool) or not 0 < ratio <= 1:
         raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
     if routing not in get_args(Routing):
         raise ValueError(f"routing must be one of {get_args(Routing)}; got {routing!r}")
     if norm not in get_args(Norm):
         raise ValueError(f"norm must be one of {get_args(Norm)}; got {norm!r}")
+    if router is not None and (routing == "layer" or num_experts == 1):
+        raise ValueError("router must be None unless routing is 'global' with several experts; got a module")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from gated.advmoe.conv import check_sizes
+from gated.gates._validation import check_sizes
 
 CLASSES = 10
 

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.advmoe.conv import check_sizes, permute
+from gated.advmoe.conv import permute
 from gated.backbones import ResNet
+from gated.gates._validation import check_sizes
 
 Norm = Literal["shared", "expert"]
 

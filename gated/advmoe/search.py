@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.training import AttackError, Bounds, check_bounds, check_finite, project
+from gated.gates._validation import check_sizes
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> what to maximise, [batch]
 Verdict = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> whether each is broken, [batch]
@@ -178,8 +179,6 @@ def assert_used(best: Tensor, x: Tensor, survived: Tensor, eps: float | int, *, 
 def check_attack(x: Tensor, eps: float | int, bounds: Bounds, **counts: int) -> None:
     check_eps(eps)
     check_bounds(bounds)
-    for name, given in counts.items():
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {given!r}")
+    check_sizes(**counts)
     if bounds is not None and x.numel() and not bounds[0] <= x.min() <= x.max() <= bounds[1]:
         raise ValueError(f"x must lie within bounds {bounds}; got {x.min().item():.4g}..{x.max().item():.4g}")

@@ -75,6 +75,12 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
 
 
+def check_sizes(**sizes: int) -> None:
+    """`check_count` of several: widths, experts, steps."""
+    for name, size in sizes.items():
+        check_count(name, size)
+
+
 def check_k(k: int, gates: int) -> None:
     check_count("k", k)
     if k > gates:

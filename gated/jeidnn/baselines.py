@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_costs, check_exits, check_number, check_rows
 from gated.jeidnn.exits import first_true
 
@@ -80,8 +81,7 @@ def patience_exit(guess: Int64[Tensor, "batch exits"], patience: int) -> Int64[T
 
     Source: Zhou et al. 2020, arXiv 2006.04152.
     """
-    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-        raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}")
+    check_sizes(patience=patience)
     agree = torch.ones_like(guess[:, :-1], dtype=torch.bool)
     for back in range(1, patience):
         agree[:, back:] &= guess[:, back:-1] == guess[:, : -back - 1]

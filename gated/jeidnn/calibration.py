@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_choice, check_classes, check_exits, check_number, check_rows
 
 Variant = Literal["general", "gated", "gated-all", "strict"]
@@ -29,8 +30,7 @@ def reliability(confidence: Float[Tensor, "batch"], correct: Bool[Tensor, "batch
     In float64. Fewer samples than bins make one bin each.
     """
     check_confidence(confidence, correct)
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"bins must be a whole number of at least 1, got {bins!r}")
+    check_sizes(bins=bins)
     order = confidence.argsort(stable=True)
     parts = [part for part in order.tensor_split(bins) if len(part)]
     return Reliability(

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gated.gates._validation import check_sizes
+
 
 class MLPBlock(nn.Module):
     """x + W_2 GELU(W_1 LN(x)); 2 d h multiply-adds a row."""
@@ -32,10 +34,7 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         hidden = 2 * dim if hidden is None else hidden
-        sizes = {"in_features": in_features, "num_classes": num_classes, "dim": dim, "depth": depth, "hidden": hidden}
-        for name, given in sizes.items():
-            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {given!r}")
+        check_sizes(in_features=in_features, num_classes=num_classes, dim=dim, depth=depth, hidden=hidden)
         self.in_features = in_features
         self.embed = nn.Linear(in_features, dim)
         self.blocks = nn.ModuleList(MLPBlock(dim, hidden) for _ in range(depth))

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_choice, check_rows
 from gated.jeidnn.exits import Causal, Rule, leaves, spend
 
@@ -150,8 +151,7 @@ class PatiencePolicy:
     """
 
     def __init__(self, patience: int) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}")
+        check_sizes(patience=patience)
         self.patience = patience
 
     def start(self, n: int, like: Tensor) -> Tensor:

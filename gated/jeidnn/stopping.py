@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_choice, check_costs, check_number, check_rows
 
 
@@ -130,8 +131,7 @@ def expected_maximum(n: int) -> float:
 
     The integral of 1 - Phi^n - (1 - Phi)^n over x > 0, on a grid fine enough for ten digits.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+    check_sizes(n=n)
     x = torch.linspace(0, 40, 40001).double()
     upper = torch.special.log_ndtr(-x).exp()
     return float(torch.trapezoid(-torch.expm1(n * torch.log1p(-upper)) - upper**n, x))
@@ -149,9 +149,7 @@ def beta_bernoulli_chain(samples: int, flips: int, generator: torch.Generator) -
 
     It is calibrated at each step for all that was seen by then, so no stopping rule whatever can bias it. In float64.
     """
-    for name, given in {"samples": samples, "flips": flips}.items():
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {given!r}")
+    check_sizes(samples=samples, flips=flips)
     device = generator.device
     q = torch.rand(samples, 1, generator=generator, device=device, dtype=torch.float64)
     coins = torch.rand(samples, flips + 1, generator=generator, device=device, dtype=torch.float64) < q

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_choice, check_number
 from gated.jeidnn.exits import Composition, exit_distribution
 from gated.jeidnn.labels import (
@@ -40,7 +41,7 @@ class PhaseLoss(NamedTuple):
 
 def batches(n: int, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Indices of one epoch in a new order, the last batch smaller."""
-    check_count("batch_size", size)
+    check_sizes(batch_size=size)
     yield from torch.randperm(n, generator=generator).split(size)
 
 
@@ -66,8 +67,7 @@ def warm_up(
 
     Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163.
     """
-    for name, value in {"epochs": epochs, "patience": patience}.items():
-        check_count(name, value)
+    check_sizes(epochs=epochs, patience=patience)
     check_samples(train=train, validation=validation)
     heads = list(network.heads)
     optimiser = sgd(network.heads, learning_rate, weight_decay)
@@ -149,8 +149,7 @@ def alternate(
         check_choice("phases", phase, get_args(Phase))
     if not phases:
         raise ValueError(f"phases must name at least one of {get_args(Phase)}, got none")
-    for name, value in {"epochs": epochs, "period": period, "batch_size": batch_size}.items():
-        check_count(name, value)
+    check_sizes(epochs=epochs, period=period, batch_size=batch_size)
     gate_data = train if held_out is None else held_out
     check_samples(train=train, held_out=gate_data)
     optimisers = {
@@ -241,11 +240,6 @@ def descend(optimiser: torch.optim.Optimizer, loss: Tensor, where: str) -> None:
 def endless(n: int, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     while True:
         yield from batches(n, size, generator)
-
-
-def check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def check_samples(**features: Features) -> None:

@@ -29,9 +29,3 @@ def check_k(k: int, num_experts: int) -> int:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_experts:
         raise ValueError(f"k must be an integer from 1 to the experts to choose from, {num_experts}; got {k!r}")
     return k
-
-
-def check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be an integer of at least 1; got {size!r}")

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.moe._validation import check_sizes
+from gated.gates._validation import check_sizes
 from gated.moe.dispatch import sorted_dispatch
 from gated.moe.expert_parallel import ExpertParallel
 from gated.moe.experts import LinearExperts

@@ -6,7 +6,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated import gates
-from gated.moe._validation import check_ids, check_k, check_mask, check_sizes
+from gated.gates._validation import check_sizes
+from gated.moe._validation import check_ids, check_k, check_mask
 from gated.moe.routing import Routing
 
 __all__ = ["HashGate", "OracleGate", "RandomGate"]

@@ -32,8 +32,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gated.gates._validation import check_sizes
 from gated.kernels.grouped_gemm import grouped_gemm
-from gated.moe._validation import check_sizes
 
 __all__ = ["FFNExperts", "LinearExperts", "ModuleExperts", "ResidualExperts", "conv_experts"]
 

@@ -43,8 +43,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated import gates
+from gated.gates._validation import check_sizes
 from gated.kernels.topk_gate import topk_gate
-from gated.moe._validation import check_features, check_k, check_mask, check_sizes
+from gated.moe._validation import check_features, check_k, check_mask
 from gated.moe.baselines import HashGate, OracleGate, RandomGate
 from gated.moe.routing import Routing, Slots
 from gated.moe.scores import (

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated import gates
-from gated.moe._validation import check_features, check_sizes
+from gated.gates._validation import check_sizes
+from gated.moe._validation import check_features
 
 __all__ = [
     "CosineScore",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gated.backbones import ResidualBlock, ResNet
 from gated.gates import binary_gate, gumbel_sigmoid_gate
+from gated.gates._validation import check_sizes
 
 Source = Literal["input", "free"]
 
@@ -87,8 +88,7 @@ class GatedResNet(nn.Module):
         super().__init__()
         if source not in get_args(Source):
             raise ValueError(f"source must be one of {get_args(Source)}, got {source!r}")
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-            raise ValueError(f"hidden must be a whole number of at least 1, got {hidden!r}")
+        check_sizes(hidden=hidden)
         blocks: list[Any] = list(net.blocks)
         if not blocks or not all(isinstance(block, ResidualBlock) for block in blocks):
             raise ValueError("net must have residual blocks, and nothing else in between; got " + str(net.blocks))
