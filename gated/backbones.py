@@ -2,7 +2,7 @@
 
     ResNet(blocks_per_stage, widths, in_channels=, num_classes=)      He et al. 2016, arXiv 1512.03385, section 4.2
     ViT(image_size=, patch_size=, ...)                                Dosovitskiy et al. 2021, arXiv 2010.11929
-    macs(module, *inputs)                                             multiply-adds of one call
+    macs(model, *args)                                                multiply-adds of one call
 
 Both networks are a chain of blocks between an input map and a head, with the same three names: `blocks`, `head` and
 `features(x)`, which yields what leaves each block. A gate finds its place between them without hooks.
@@ -10,37 +10,78 @@ Both networks are a chain of blocks between an input map and a head, with the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from gated.gates._validation import check_sizes
 
 Pool = Literal["cls", "mean"]
 
 
-def macs(module: nn.Module, *inputs: Any) -> int:
-    """Multiply-adds of `module(*inputs)` in convolutions and matrix products, for the whole batch given.
+def macs(
+    model: Callable[..., Any], *args: Any, formulas: Mapping[Any, Callable[..., int]] | None = None, **kwargs: Any
+) -> int:
+    """Multiply-adds of one call `model(*args, **kwargs)` in convolutions, matrix products and attention, forward only.
 
-    Biases, norms, activations, sums and element-wise products count nothing. The call runs in evaluation mode and
-    without gradients; the module is left as it was.
+    Counted by `torch.utils.flop_counter` (2 FLOP a multiply-add) for the whole batch given: biases, norms, activations,
+    lookups and element-wise products count nothing, and attention counts its whole square also when it is causal. A
+    module is called in evaluation mode and left as it was. A custom or fused operator hides what it computes: unless it
+    has a formula (by `torch.utils.flop_counter.register_flop_formula`, or in `formulas`: operator -> FLOPs from the
+    shapes), this raises `ValueError` instead of counting it as free.
     """
-    training = {m: m.training for m in module.modules()}
-    module.eval()
+    training = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
+    counter = FlopCounterMode(display=False, custom_mapping={**_FORMULAS, **(formulas or {})})
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # in evaluation mode nn.MultiheadAttention would be one operator
+    for m in training:
+        m.training = False
     try:
-        # The plain form of attention is two matrix products, which the counter knows on every device.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            module(*inputs)
+        with torch.no_grad(), counter, _Known({*flop_registry, *_FORMULAS, *(formulas or {})}):
+            model(*args, **kwargs)
     finally:
         for m, mode in training.items():
             m.training = mode
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
+
+
+class _Known(TorchDispatchMode):
+    """Refuses operators whose cost nothing tells."""
+
+    def __init__(self, known: set[Any]) -> None:
+        super().__init__()
+        self.known = known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        hidden = func.namespace not in ("aten", "prim", "prims") or packet in _FUSED
+        if hidden and packet not in self.known:
+            raise ValueError(f"model calls {func}, whose MACs are unknown: give its FLOPs in formulas")
+        return func(*args, **(kwargs or {}))
+
+
+# products of one matrix and a vector, and the CPU's attention, are not in PyTorch's registry
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: 4 * math.prod(q) * k[-2],
+    torch.ops.aten.mv: lambda a, x, **_: 2 * math.prod(a),
+    torch.ops.aten.addmv: lambda y, a, x, **_: 2 * math.prod(a),
+    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
+}
+_FUSED = {
+    torch.ops.aten.mkldnn_rnn_layer,
+    torch.ops.aten._transformer_encoder_layer_fwd,
+    torch.ops.aten._native_multi_head_attention,
+    torch.ops.aten._thnn_fused_lstm_cell,
+    torch.ops.aten._trilinear,
+}
 
 
 # The residual CNN --------------------------------------------------------------------------------------------------

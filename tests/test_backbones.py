@@ -49,6 +49,43 @@ def test_the_small_network_on_odd_sizes_has_the_macs_of_a_count_by_hand():
     ]
 
 
+MLP = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+x, q = torch.randn(5, 4), torch.randn(2, 3, 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "cost"),
+    [
+        (MLP, (x,), 5 * (4 * 8 + 8 * 3)),
+        (nn.Conv1d(4, 6, 3, groups=2), (torch.randn(2, 4, 10),), 2 * 8 * 6 * 2 * 3),
+        (nn.GRU(4, 8), (torch.randn(3, 2, 4),), 3 * 2 * 3 * 8 * (4 + 8)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (q[0],), 48 * (4 * 8**2 + 4 * 16 * 8)),
+        (nn.Embedding(9, 4), (torch.tensor([1, 2]),), 0),
+        (torch.matmul, (x, torch.randn(4)), 20),
+        (lambda a: torch.einsum("ij,ij->", a, a.T.contiguous().T), (x,), 20),
+        (lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=True), (q,), 2 * 2 * 3 * 16 * 16 * 8),
+        (lambda q: F.scaled_dot_product_attention(q, q, q[..., :5]), (q,), 2 * 3 * 16 * 16 * (8 + 5)),
+    ],
+)
+def test_macs_are_counted_by_hand(model, args, cost):
+    assert macs(model, *args) == cost
+
+
+def test_an_operator_without_a_formula_is_not_free():
+    @torch.library.custom_op("gated_test::square", mutates_args=())
+    def square(a: torch.Tensor) -> torch.Tensor:
+        return a @ a.T
+
+    with pytest.raises(ValueError, match=r"gated_test\.square"):
+        macs(square, x)
+    formulas = {torch.ops.gated_test.square: lambda shape, **_: 2 * shape[0] ** 2 * shape[1]}
+    assert macs(square, x, formulas=formulas) == 5 * 5 * 4
+    with pytest.raises(ValueError, match="mkldnn_rnn"):
+        macs(nn.LSTM(4, 8), torch.randn(3, 2, 4))
+    with pytest.raises(ValueError, match="trilinear"):
+        macs(nn.Bilinear(4, 4, 2), x, x)
+
+
 def test_macs_leave_the_module_as_it_was():
     net = cifar(1)
     net.blocks[0].eval()

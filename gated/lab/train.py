@@ -22,10 +22,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from gated.backbones import macs
 from gated.lab.style import Table
 
 T = TypeVar("T")
@@ -228,58 +227,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def count_macs(
-    model: Callable[..., Any],
-    *args: Any,
-    formulas: Mapping[Any, Callable[..., int]] | None = None,
-    **kwargs: Any,
-) -> int:
-    """Multiply-accumulates of matrix products, convolutions and attention in one call `model(*args)`,
-    forward only.
-
-    Counted by `torch.utils.flop_counter` (2 FLOP a MAC), so attention counts the whole [T, T] square also
-    when it is causal, and elementwise work, lookups and normalisation count nothing. A custom or fused
-    operator hides what it computes: unless it has a formula (by
-    `torch.utils.flop_counter.register_flop_formula`, or in `formulas`: operator -> FLOPs from the shapes)
-    this raises `ValueError` instead of counting it as free.
-    """
-    counter = FlopCounterMode(display=False, custom_mapping={**_FORMULAS, **(formulas or {})})
-    with torch.no_grad(), counter, _Known({*flop_registry, *_FORMULAS, *(formulas or {})}):
-        model(*args, **kwargs)
-    return counter.get_total_flops() // 2
-
-
-class _Known(TorchDispatchMode):
-    """Refuses operators whose cost nothing tells."""
-
-    def __init__(self, known: set[Any]) -> None:
-        super().__init__()
-        self.known = known
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func._overloadpacket
-        hidden = func.namespace not in ("aten", "prim", "prims") or packet in _FUSED
-        if hidden and packet not in self.known:
-            raise ValueError(f"model calls {func}, whose MACs are unknown: give its FLOPs in formulas")
-        return func(*args, **(kwargs or {}))
-
-
-# products of one matrix and a vector, and the CPU's attention, are not in PyTorch's registry
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: 4 * math.prod(q) * k[-2],
-    torch.ops.aten.mv: lambda a, x, **_: 2 * math.prod(a),
-    torch.ops.aten.addmv: lambda y, a, x, **_: 2 * math.prod(a),
-    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
-}
-_FUSED = {
-    torch.ops.aten.mkldnn_rnn_layer,
-    torch.ops.aten._transformer_encoder_layer_fwd,
-    torch.ops.aten._native_multi_head_attention,
-    torch.ops.aten._thnn_fused_lstm_cell,
-    torch.ops.aten._trilinear,
-}
-
-
 @dataclass(frozen=True)
 class Budget:
     """What an arm of a comparison spends: trainable parameters, MACs of a forward call, training steps."""
@@ -291,7 +238,7 @@ class Budget:
     @classmethod
     def of(cls, model: nn.Module, *args: Any, steps: int, **kwargs: Any) -> Budget:
         """The budget of training `model` for `steps` steps with calls like `model(*args)`."""
-        return cls(count_parameters(model), count_macs(model, *args, **kwargs), steps)
+        return cls(count_parameters(model), macs(model, *args, **kwargs), steps)
 
 
 def equal_budget(
