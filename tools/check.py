@@ -125,7 +125,13 @@ def unit() -> Iterator[Step]:
     bare = tests("test_errors_*.py") + tests("test_compile_*.py")
     apart = ["--ignore=tests/book", "--ignore-glob=*_interp*", "--ignore-glob=*_aot*"]
     apart += [f"--ignore={path}" for path in bare]
-    yield pytest("unit: shapes checked at run time", "tests", *apart, "-m", "not pages")
+    # a file stays in one process, for what its fixtures share; a thread each, so that two do not fight for a core
+    yield pytest(
+        "unit: shapes checked at run time",
+        *("tests", *apart, "-m", "not pages and not clock", "-n", "2", "--dist", "loadfile"),
+        OMP_NUM_THREADS="1",
+    )
+    yield pytest("unit: against the clock", "tests", *apart, "-m", "clock")
     yield pytest("unit: bad input, torch.compile (bare)", *(bare or NONE), GATED_TYPECHECK="0")
 
 

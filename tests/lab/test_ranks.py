@@ -7,6 +7,8 @@ import pytest
 
 from gated.lab.ranks import joined, launch
 
+pytestmark = pytest.mark.clock
+
 
 def all_reduce():
     import torch

@@ -14,6 +14,8 @@ import torch
 
 from gated.lab import shards
 
+pytestmark = pytest.mark.clock
+
 
 def moments(seed, size):
     """Sums whose last digits depend on the order of summation, and values that JSON finds hard."""

@@ -22,6 +22,8 @@ from gated.moe.layer import MoE
 from gated.moe.routing import Routing
 from gated.moe.scores import LinearScore
 
+pytestmark = pytest.mark.clock
+
 DIM, HIDDEN = 6, 10
 
 

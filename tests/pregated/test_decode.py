@@ -18,6 +18,8 @@ from gated.pregated.offload import FetchError
 from gated.pregated.simulate import peak_memory
 from gated.pregated.store import ExpertStore, StoreError, write_experts
 
+pytestmark = pytest.mark.clock
+
 BLOCKS, EXPERTS, VOCAB = 4, 5, 17
 FETCHING = ["on_demand", "prefetch_all", "pre_gated", "look_ahead"]
 

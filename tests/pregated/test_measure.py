@@ -10,6 +10,8 @@ from gated.pregated.decode import Decoded
 from gated.pregated.measure import _compare, measure, undisturbed
 from gated.pregated.simulate import DESIGNS, Timing, simulate_step
 
+pytestmark = pytest.mark.clock
+
 MS = 1e-3
 
 

@@ -10,6 +10,8 @@ from gated.pregated.layers import Experts
 from gated.pregated.offload import FastTier, Fetcher, FetchError, ThreadCopy
 from gated.pregated.store import ExpertStore, write_experts
 
+pytestmark = pytest.mark.clock
+
 BLOCKS, EXPERTS = 2, 4
 
 

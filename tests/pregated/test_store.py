@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from gated.pregated.layers import Experts
 from gated.pregated.store import ExpertStore, StoreError, read_header, write_experts
 
+pytestmark = pytest.mark.clock
+
 BLOCKS, EXPERTS, DIM, HIDDEN = 2, 3, 8, 16
 
 
