@@ -14,10 +14,14 @@ import torch
 from gated.gates import SelectionBias
 from gated.lab.explorables import (
     CellsExplorable,
+    ConsensusExplorable,
     DecayExplorable,
+    DialExplorable,
+    ExitsExplorable,
     Explorable,
     GateExplorable,
     OffloadExplorable,
+    PlaneExplorable,
     RayExplorable,
     RouterExplorable,
     decay_matrix,
@@ -25,13 +29,17 @@ from gated.lab.explorables import (
     max_exponent,
 )
 from gated.lab.explorables.decay import LIMITS, MIXED, SCHEMES, T
+from gated.lab.explorables.exits_trace import synthetic_trace
 from gated.lab.explorables.offload import PRESETS
 from gated.lab.explorables.ray import NAMES
 from gated.lab.explorables.router import PRIORITIES, SCORES, SELECTIONS, SPAN
+from gated.ninformer import Sizes, build
 from gated.pregated.simulate import DESIGNS
 
 WITH_DOTS = [GateExplorable, DecayExplorable]
+WITH_DATA = [DialExplorable, ExitsExplorable]
 FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable, CellsExplorable, RayExplorable]
+FIGURES += [*WITH_DATA, ConsensusExplorable, PlaneExplorable]
 TOLERANCE = 1e-12
 
 
@@ -124,7 +132,76 @@ def random_ray(rng: random.Random) -> RayExplorable:
     )
 
 
+def random_dial(rng: random.Random) -> DialExplorable:
+    widths = {f"{name}_hidden": rng.randint(3, 12) for name in ("token", "channel", "ffn")}
+    sizes = Sizes.of_image((1, 8, 8), 2, dim=rng.randint(3, 12), outputs=10, **widths)
+    generator = torch.Generator().manual_seed(rng.randrange(1000))
+    net = build("ninformer", sizes, depth=rng.randint(2, 3))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
+    return DialExplorable(
+        net,
+        torch.rand(3, 1, 8, 8, generator=generator),
+        torch.tensor([4, 0, 9]),
+        [rng.random() for _ in range(11)],
+        gate_mix=rng.choice([0.0, 1.0, round(rng.random(), 2)]),
+        digit=rng.randrange(3),
+        block=rng.randrange(len(net.blocks)),
+        channel=rng.randrange(sizes.dim),
+        paint=[rng.choice([0, 0, 0, 0, 1, -1]) if rng.random() < 0.3 else 0 for _ in range(64)],
+        tokens=rng.randint(4, 4096),
+        hidden=16 * rng.randint(1, 128),
+        dim=32 * rng.randint(1, 32),
+    )
+
+
+def random_plane(rng: random.Random) -> PlaneExplorable:
+    return PlaneExplorable(
+        point=[round(rng.uniform(-1.4, 1.4), 2) for _ in range(2)],
+        eps=rng.randint(0, 30) / 50,
+        angle=rng.randint(-90, 90),
+        router=rng.choice(["standard", "robust"]),
+        experts=rng.choice(["standard", "robust"]),
+        label=rng.choice([-1, 1]),
+    )
+
+
+def random_consensus(rng: random.Random) -> ConsensusExplorable:
+    return ConsensusExplorable(
+        lambda_p=rng.randint(-20, 20) / 20,
+        lambda_a=rng.randint(0, 20) / 20,
+        gain=rng.randint(0, 20) / 20,
+        spread=rng.randint(0, 20) / 10,
+        steps=rng.choice([400, rng.randint(0, 400)]),
+        modes=rng.choice(["one", "two"]),
+        gates=rng.choice(["soft", "hard"]),
+        logits=rng.choice([None, [round(rng.gauss(0, 2), 2) for _ in range(2400)]]),
+    )
+
+
+def random_exits(rng: random.Random) -> ExitsExplorable:
+    exits = rng.randint(3, 8)
+    trace = synthetic_trace(rng.randint(20, 50), exits, seed=rng.randrange(1000))
+    return ExitsExplorable(
+        trace,
+        sample=rng.randrange(20),
+        gates=rng.choice([None, [rng.random() for _ in range(exits - 1)]]),
+        composition=rng.choice(["clip", "stick", "cdf"]),
+        rule=rng.choice(["hard", "expected"]),
+        policy=rng.choice(["gates", "confidence", "entropy", "patience"]),
+        trade_off=rng.choice([*trace["gates"]]),
+        threshold=round(rng.random(), 3),
+        patience=rng.randint(1, exits),
+        hopeless=rng.choice(["none", "added", "marked"]),
+    )
+
+
 RANDOM = {
+    "exits": random_exits,
+    "consensus": random_consensus,
+    "plane": random_plane,
+    "dial": random_dial,
     "ray": random_ray,
     "gates": random_gates,
     "decay": random_decay,
@@ -132,6 +209,11 @@ RANDOM = {
     "router": random_router,
     "cells": random_cells,
 }
+
+
+def plain(figure: type[Explorable]) -> Explorable:
+    """The figure as it comes, or a random one where it cannot be made without data."""
+    return RANDOM[figure.name](random.Random(3)) if figure in WITH_DATA else figure()
 
 
 def test_every_figure_is_compared_with_python():
@@ -186,9 +268,15 @@ def test_every_regime_has_its_equation(visit):
         (RouterExplorable, "kept[i] < C", "kept[i] <= C"),
         (RouterExplorable, "sigmoid(v) + s.bias[i]", "sigmoid(v) - s.bias[i]"),
         (RayExplorable, "/ (c * g.truth.tau)", "/ g.truth.tau"),
+        (ConsensusExplorable, "s.lambda_p * (1 - 2 * mean)", "s.lambda_p * (1 - 1.9999 * mean)"),
+        (ConsensusExplorable, "undecided += v * (1 - v)", "undecided += v"),
+        (ConsensusExplorable, "Math.min(n, INPUTS - n)", "Math.min(n, INPUTS - n - 1)"),
         (RayExplorable, "- score(0)) / (c", ") / (c"),
         (RayExplorable, "c ** (1 / (g.degrees[kind] || 1))", "c"),
         (RayExplorable, "which = [1, 1, 2, 3", "which = [1, 1, 2, 1"),
+        (PlaneExplorable, "ratio[i] - ratio[j]", "ratio[j] - ratio[i]"),
+        (PlaneExplorable, "lacking -= gain;", ""),
+        (PlaneExplorable, "margins[route] <= 0", "margins[0] <= 0"),
     ],
 )
 def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
@@ -407,6 +495,7 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
         RouterExplorable(top_k=4),
         RayExplorable("gelu"),
         CellsExplorable(top_k=3, delta=0.4),
+        PlaneExplorable(angle=30),
     ],
     ids=lambda one: one.name,
 )
@@ -455,7 +544,7 @@ def test_reduced_motion_is_respected(visit, motion):
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_a_screen_reader_is_told_what_matters_once(visit, figure):
-    page = visit(figure().html())
+    page = visit(plain(figure).html())
     for control in page.locator("input, [data-handle]").all():
         name = control.evaluate("node => node.getAttribute('aria-label') ?? node.labels[0].textContent")
         assert len(name.strip()) > 3
@@ -479,7 +568,7 @@ def test_a_screen_reader_is_told_what_matters_once(visit, figure):
 @pytest.mark.parametrize("figure", FIGURES)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
-    page = visit(figure().html(), theme=theme, width=340)
+    page = visit(plain(figure).html(), theme=theme, width=340)
     assert page.evaluate("document.documentElement.scrollWidth") <= 340
     page.evaluate("document.body.style.color = 'rgb(1, 2, 3)'")
     colours = page.evaluate(
@@ -499,6 +588,7 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
         (RouterExplorable, "temperature", 2, 4),
         (RayExplorable, "beta1", 3, 4),
         (CellsExplorable, "slope", 2, 4),
+        (PlaneExplorable, "eps", 0.1, 0.2),
     ],
 )
 def test_the_same_file_drives_a_widget(visit, figure, key, value, again):
@@ -547,7 +637,7 @@ def test_a_widget_drives_a_module():
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_the_page_holds_all_that_it_needs_and_the_same_bytes_each_time(figure):
-    first, second = figure()._repr_mimebundle_(), figure()._repr_mimebundle_()
+    first, second = (plain(figure)._repr_mimebundle_() for _ in range(2))
     assert first == second and first.keys() == {"text/html", "text/plain"}
     html = first["text/html"]
     assert html.count("</script>") == html.count("<script>") == 1

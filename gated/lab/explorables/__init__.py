@@ -6,14 +6,19 @@ equal in a real browser.
 """
 
 from gated.lab.explorables.cells import CellsExplorable
+from gated.lab.explorables.consensus import ConsensusExplorable
 from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_exponent
+from gated.lab.explorables.dial import DialExplorable
+from gated.lab.explorables.exits import ExitsExplorable
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.gates import GateExplorable
 from gated.lab.explorables.offload import OffloadExplorable
+from gated.lab.explorables.plane import PlaneExplorable
 from gated.lab.explorables.ray import RayExplorable
 from gated.lab.explorables.router import RouterExplorable
 
 __all__ = [
-    "CellsExplorable", "DecayExplorable", "Explorable", "GateExplorable", "OffloadExplorable", "RayExplorable",
-    "RouterExplorable", "decay_matrix", "max_exponent",
+    "CellsExplorable", "ConsensusExplorable", "DecayExplorable", "DialExplorable", "ExitsExplorable", "Explorable",
+    "GateExplorable", "OffloadExplorable", "PlaneExplorable", "RayExplorable", "RouterExplorable",
+    "decay_matrix", "max_exponent",
 ]  # fmt: skip
