@@ -85,7 +85,7 @@ class _ExpertConv(torch.autograd.Function):
         ctx.taken, ctx.stride, ctx.padding = taken, stride, padding
         y: Tensor | None = None
         for e, place in taken:
-            part = _conv(x[place], weight[e], stride, padding)
+            part = _conv(_take(x, place), weight[e], stride, padding)
             y = part.new_empty(len(x), *part.shape[1:]) if y is None else y
             _put(y, place, part)
         assert y is not None
@@ -102,7 +102,7 @@ class _ExpertConv(torch.autograd.Function):
         for e, place in ctx.taken:
             # under autocast the forward pass ran in the gradient's type, not in that of x
             part_dx, part_dw, _ = torch.ops.aten.convolution_backward(
-                grad[place], x[place].to(grad.dtype), weight[e].to(grad.dtype), None, [ctx.stride] * dims,
+                _take(grad, place), _take(x, place).to(grad.dtype), weight[e].to(grad.dtype), None, [ctx.stride] * dims,
                 [ctx.padding] * dims, [1] * dims, False, [0] * dims, 1, [*wanted, False],
             )  # fmt: skip
             if dx is not None:
@@ -110,6 +110,10 @@ class _ExpertConv(torch.autograd.Function):
             if dw is not None:
                 dw[e] = part_dw
         return dx, dw, None, None, None
+
+
+def _take(x: Tensor, place: Any) -> Tensor:
+    return x[place] if isinstance(place, slice) else x.index_select(0, place)
 
 
 def _put(y: Tensor, place: Any, part: Tensor) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.advmoe.conv import MoEConv, Ste, permute, top1
-from gated.advmoe.routers import LayerRouter, Norm, RoutedNorm, image_router, small_router
+from gated.advmoe.routers import LayerRouter, image_router, small_router
 from gated.gates._validation import check_sizes
 
 Routing = Literal["layer", "global"]
@@ -46,7 +46,7 @@ class _Way:
         self.scores: list[Tensor] = []
         self.routes: list[Tensor] = []
 
-    def __call__(self, conv: MoEConv, norm: RoutedNorm, x: Tensor) -> Tensor:
+    def __call__(self, conv: MoEConv, norm: nn.Module, x: Tensor) -> Tensor:
         """norm(conv(x)) along the way."""
         if self.given_scores is not None:
             scores, forced = self.given_scores, None if self.given_routes is None else self.given_routes[0]
@@ -56,16 +56,9 @@ class _Way:
         routes = top1(scores) if forced is None else forced
         self.scores.append(scores)
         self.routes.append(routes)
-        if self.temperature is None:
-            return norm(conv(x, scores) if forced is None else conv.chosen(x, forced), routes)
-        if len(norm.norms) == 1:
-            return norm(conv.mixed(x, scores, self.temperature), routes)
-        parts = [
-            norm(conv.chosen(x, torch.full_like(routes, e)), torch.full_like(routes, e))
-            for e in range(conv.num_experts)
-        ]
-        weights = (scores / self.temperature).softmax(-1).T.reshape(conv.num_experts, -1, *[1] * (x.ndim - 1))
-        return (torch.stack(parts) * weights).sum(0)
+        if self.temperature is not None:
+            return norm(conv.mixed(x, scores, self.temperature))
+        return norm(conv(x, scores) if forced is None else conv.chosen(x, forced))
 
 
 class RoutedNetwork(nn.Module):
@@ -156,11 +149,11 @@ class MoECNN(RoutedNetwork):
         kernel_size, dims: padding is kernel_size // 2; dims 1 for signals, 2 for images.
         routing: "layer" or "global".
         ste: see `MoEConv`.
-        norm: one batch norm a layer, "shared", or one for each expert, "expert".
-        cap, detach: of the routers in each layer (`cap` of `small_router` too), see `LayerRouter`.
         router: the global router, [batch, in_channels, *space] -> [batch, N]; `small_router` unless given.
 
-    With N r = 1 all experts of a layer together have its full number of channels, and half (1 / N) of its weights.
+    With N r = 1 all experts of a layer together have its full number of channels, and half (1 / N) of its weights. The
+    batch norm behind a layer is one for all of its experts: its running statistics are right only while the loads stay
+    what they were in training.
 
     Raises:
         ValueError: sizes that do not fit, unknown choices, a router with routing "layer".
@@ -179,9 +172,6 @@ class MoECNN(RoutedNetwork):
         dims: int = 1,
         routing: Routing = "layer",
         ste: Ste = "selected",
-        norm: Norm = "shared",
-        cap: float | int | None = None,
-        detach: bool = False,
         router: nn.Module | None = None,
     ):
         super().__init__()
@@ -193,7 +183,7 @@ class MoECNN(RoutedNetwork):
             )
         if dims not in (1, 2):
             raise ValueError(f"dims must be 1 (signals) or 2 (images); got {dims!r}")
-        check_choices(ratio, routing, norm, router, num_experts)
+        check_choices(ratio, routing, router, num_experts)
         self.in_channels, self.dims, self.num_experts = in_channels, dims, num_experts
         conv, plain = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
         first = conv(in_channels, widths[0], kernel_size, strides[0], kernel_size // 2, bias=False)
@@ -204,18 +194,18 @@ class MoECNN(RoutedNetwork):
         for full, stride in zip(widths[1:], strides[1:], strict=True):
             width = max(1, round(ratio * full))
             layered = routing == "layer" and num_experts > 1
-            own = LayerRouter(before, num_experts, cap, detach=detach) if layered else None
+            own = LayerRouter(before, num_experts) if layered else None
             self.convs.append(
                 MoEConv(
                     before, width, kernel_size, num_experts=num_experts, stride=stride, dims=dims, ste=ste, router=own
                 )
             )
-            self.norms.append(RoutedNorm(width, num_experts, dims=dims, kind=norm))
+            self.norms.append(plain(width))
             before = width
         self.head = nn.Linear(before, num_classes)
         self.router = None
         if routing == "global" and num_experts > 1:
-            self.router = small_router(num_experts, in_channels, dims=dims, cap=cap) if router is None else router
+            self.router = small_router(num_experts, in_channels, dims=dims) if router is None else router
         self.num_routers = 1 if self.router is not None else len(self.convs)
 
     def layers(self) -> Iterator[tuple[Any, Any]]:
@@ -236,8 +226,7 @@ class MoEResNet18(RoutedNetwork):
     5,565,450 parameters without router for N = 2, r = 1/2 and 10 classes.
 
     Args:
-        num_experts, ratio, routing, ste, norm, cap, detach, router: as in `MoECNN`; the global router is `image_router`
-            unless given, and has no cap.
+        num_experts, ratio, routing, ste, router: as in `MoECNN`; the global router is `image_router` unless given.
 
     Source: He et al. 2016, arXiv 1512.03385; Zhang et al. 2023, arXiv 2308.10110, with widths as in the authors'
     program.
@@ -252,24 +241,21 @@ class MoEResNet18(RoutedNetwork):
         in_channels: int = 3,
         routing: Routing = "global",
         ste: Ste = "selected",
-        norm: Norm = "shared",
-        cap: float | int | None = None,
-        detach: bool = False,
         router: nn.Module | None = None,
     ):
         super().__init__()
         check_sizes(num_classes=num_classes, num_experts=num_experts, in_channels=in_channels)
-        check_choices(ratio, routing, norm, router, num_experts)
+        check_choices(ratio, routing, router, num_experts)
         self.in_channels, self.dims, self.num_experts = in_channels, 2, num_experts
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         self.blocks = nn.ModuleList()
-        own = partial(LayerRouter, num_experts=num_experts, cap=cap, detach=detach)
+        own = partial(LayerRouter, num_experts=num_experts)
         each = own if routing == "layer" and num_experts > 1 else None
         before = 64
         for full, first in ((64, 1), (128, 2), (256, 2), (512, 2)):
             width = max(1, round(ratio * full))
             for stride in (first, 1):
-                self.blocks.append(_Block(before, width, stride, num_experts, own=each, ste=ste, norm=norm))
+                self.blocks.append(_Block(before, width, stride, num_experts, own=each, ste=ste))
                 before = width
         self.head = nn.Linear(before, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -299,13 +285,12 @@ class _Block(nn.Module):
         *,
         own: Callable[[int], LayerRouter] | None,
         ste: Ste,
-        norm: Norm,
     ):
         super().__init__()
         routers = [None if own is None else own(channels) for channels in (before, width)]
         self.conv1 = MoEConv(before, width, 3, num_experts=num_experts, stride=stride, ste=ste, router=routers[0])
         self.conv2 = MoEConv(width, width, 3, num_experts=num_experts, ste=ste, router=routers[1])
-        self.norm1, self.norm2 = (RoutedNorm(width, num_experts, dims=2, kind=norm) for _ in range(2))
+        self.norm1, self.norm2 = (nn.BatchNorm2d(width) for _ in range(2))
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or before != width:
             self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
@@ -315,12 +300,10 @@ class _Block(nn.Module):
         return F.relu(way(self.conv2, self.norm2, y) + self.shortcut(x))
 
 
-def check_choices(ratio: float | int, routing: str, norm: str, router: nn.Module | None, num_experts: int) -> None:
+def check_choices(ratio: float | int, routing: str, router: nn.Module | None, num_experts: int) -> None:
     if isinstance(ratio, bool) or not 0 < ratio <= 1:
         raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
     if routing not in get_args(Routing):
         raise ValueError(f"routing must be one of {get_args(Routing)}; got {routing!r}")
-    if norm not in get_args(Norm):
-        raise ValueError(f"norm must be one of {get_args(Norm)}; got {norm!r}")
     if router is not None and (routing == "layer" or num_experts == 1):
         raise ValueError("router must be None unless routing is 'global' with several experts; got a module")

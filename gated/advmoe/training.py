@@ -14,7 +14,6 @@ Sources: Zhang et al. 2019 (TRADES), arXiv 1901.08573; Zhang et al. 2023 (AdvMoE
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.advmoe.exact import check_eps
-from gated.advmoe.networks import MoECNN, RoutedNetwork
+from gated.advmoe.networks import RoutedNetwork
 
 Bounds = tuple[float | int, float | int] | None
 Batch = tuple[Tensor, Tensor]
@@ -102,14 +101,22 @@ def trades_loss(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, each module's own mode after: an attack neither uses nor touches batch statistics."""
+    """Evaluation mode and parameters without gradients within; each module's and parameter's own state after.
+
+    So an attack neither uses nor touches batch statistics, and pays for the gradient of its input alone.
+    """
     modes = {m: m.training for m in model.modules()}
+    learned = [p for p in model.parameters() if p.requires_grad]
     model.eval()
+    for p in learned:
+        p.requires_grad_(False)
     try:
         yield
     finally:
         for m, mode in modes.items():
             m.training = mode
+        for p in learned:
+            p.requires_grad_()
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float | int, bounds: Bounds = None) -> Tensor:
@@ -306,38 +313,6 @@ def _update(loss: Tensor, optimizer: torch.optim.Optimizer | list) -> float:
         o.step()
         o.zero_grad()
     return loss.item()
-
-
-# Baselines -----------------------------------------------------------------------------------------------------------
-
-
-def prune(model: MoECNN, ratio: float | int) -> MoECNN:
-    """AT(Sparse): one fixed sub-network of a dense one, a new model; the channels of largest norm |W_c|_2 stay.
-
-    Every layer but the stem keeps max(1, round(ratio channels)) of its channels; train it on from there.
-
-    Raises:
-        ValueError: a model of several experts, ratio outside (0, 1].
-    """
-    if model.num_experts != 1:
-        raise ValueError(f"model must have one expert (a dense network); got {model.num_experts}")
-    if isinstance(ratio, bool) or not 0 < ratio <= 1:
-        raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
-    pruned = copy.deepcopy(model)
-    stay: Tensor | None = None  # of the stem all
-    for conv, norm in pruned.layers():
-        weight = conv.weight.detach()[0]
-        weight = weight if stay is None else weight[:, stay]
-        size = weight.flatten(1).norm(dim=1)
-        stay = size.argsort(descending=True, stable=True)[: max(1, round(ratio * len(size)))].sort().values
-        conv.weight = nn.Parameter(weight[stay][None])
-        for inner in norm.norms:
-            inner.weight, inner.bias = (nn.Parameter(p.detach()[stay]) for p in (inner.weight, inner.bias))
-            inner.running_mean, inner.running_var = inner.running_mean[stay], inner.running_var[stay]
-            inner.num_features = len(stay)
-    pruned.head.weight = nn.Parameter(pruned.head.weight.detach()[:, stay])
-    pruned.head.in_features = pruned.head.weight.shape[1]
-    return pruned
 
 
 def check_finite(grad: Tensor) -> None:

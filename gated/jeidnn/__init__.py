@@ -11,6 +11,7 @@ Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163.
     calibration  calibration error, reliability, temperature, conformal sets, bias at exits
     stopping     optimal stopping, and worlds solved by hand
     mlp          a residual MLP to try it on
+    study        the chapter's comparison, seed by seed
 """
 
 from gated.jeidnn.baselines import (
@@ -39,7 +40,6 @@ from gated.jeidnn.calibration import (
 from gated.jeidnn.exits import (
     conditional_gates,
     exit_distribution,
-    exit_rates,
     expected_cost,
     hard_exit,
     objective,
@@ -80,7 +80,7 @@ __all__ = [
     "ThresholdPolicy", "UncertaintyGate", "accuracy_when_continuing", "alternate", "at_cost", "beta_bernoulli_chain",
     "brier", "calibrated_two_exits", "calibration_error", "concave_hull", "conditional_gates",
     "conformal_quantile", "conformal_sets", "conformal_thresholds", "exit_bias", "exit_distribution", "exit_labels",
-    "exit_losses", "exit_rates", "expected_cost", "expected_maximum", "fit_temperature", "gate_loss", "gate_phase",
+    "exit_losses", "expected_cost", "expected_maximum", "fit_temperature", "gate_loss", "gate_phase",
     "gate_targets", "geometric_quotas", "hard_exit", "head_phase", "inference_loss", "joint_loss", "objective",
     "optimal_stopping", "oracle_exit", "patience_exit", "positive_weights", "quota_thresholds",
     "random_exit_accuracy", "regret", "released_exit_count", "reliability", "remaining_mass", "score",

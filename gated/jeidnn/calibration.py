@@ -13,7 +13,7 @@ from torch import Tensor
 from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_choice, check_classes, check_exits, check_number, check_rows
 
-Variant = Literal["general", "gated", "gated-all", "strict"]
+Variant = Literal["general", "gated-all", "strict"]
 
 
 class Reliability(NamedTuple):
@@ -45,38 +45,31 @@ def calibration_error(
     correct: Bool[Tensor, "batch"],
     bins: int = 15,
     *,
-    norm: Literal[1, 2] = 1,
     debiased: bool = False,
 ) -> float:
-    """ECE = sum_b (n_b / n) |conf_b - acc_b| over bins of equal mass; norm 2: the root of the mean squared gap.
+    """ECE = sum_b (n_b / n) |conf_b - acc_b| over bins of equal mass.
 
     The plain form is above 0 even for a perfect predictor: a bin's accuracy is a mean of n_b coin flips.
 
     Args:
         confidence, correct: the probability given to the answer, and whether it was right.
         bins: number of bins.
-        norm: 1 or 2.
-        debiased: takes the flips' noise out, s_b^2 = acc_b (1 - acc_b) / (n_b - 1). Norm 2 subtracts s_b^2 from the
-            squared gap, which makes the square unbiased. Norm 1 subtracts what normal noise would add,
-            E|N(gap_b, s_b^2)| - |gap_b|: an approximation, two fifths of the excess of a perfect predictor. At least
-            0. Needs two samples in each bin.
+        debiased: subtracts what normal noise of the flips would add, E|N(gap_b, s_b^2)| - |gap_b| with
+            s_b^2 = acc_b (1 - acc_b) / (n_b - 1): an approximation, two fifths of the excess of a perfect predictor.
+            At least 0. Needs two samples in each bin.
 
     Raises:
-        ValueError: confidence outside [0, 1], no samples, bins of one sample with `debiased`, another norm.
+        ValueError: confidence outside [0, 1], no samples, bins of one sample with `debiased`.
 
     Source: Naeini, Cooper & Hauskrecht 2015 (ECE); Kumar, Liang & Ma 2019, arXiv 1909.10155 (the debiased forms).
     """
-    if norm not in (1, 2):
-        raise ValueError(f"norm must be 1 or 2, got {norm!r}")
     conf, acc, count = reliability(confidence, correct, bins)
     share, gap = count / count.sum(), (conf - acc).abs()
     if not debiased:
-        return float((share * gap**norm).sum()) ** (1 / norm)
+        return float((share * gap).sum())
     if count.min() < 2:
         raise ValueError(f"bins must be at most half the {len(confidence)} samples for the debiased form, got {bins}")
     variance = acc * (1 - acc) / (count - 1)
-    if norm == 2:
-        return max(0.0, float((share * (gap**2 - variance)).sum())) ** 0.5
     # the mean of |N(gap, s^2)|: s sqrt(2/pi) exp(-gap^2 / 2 s^2) + gap erf(gap / s sqrt 2); gap itself where s is 0
     scale = (2 * variance).sqrt().clamp(min=1e-300)
     folded = scale / math.pi**0.5 * torch.exp(-((gap / scale) ** 2)) + gap * torch.erf(gap / scale)
@@ -117,10 +110,10 @@ def fit_temperature(logits: Float[Tensor, "batch classes"], y: Int64[Tensor, "ba
 # Conformal sets ----------------------------------------------------------------------------------------------------
 
 
-def conformal_quantile(scores: Float[Tensor, "batch"], alpha: float | int, *, capped: bool = False) -> float:
+def conformal_quantile(scores: Float[Tensor, "batch"], alpha: float | int) -> float:
     """The ceil((n + 1)(1 - alpha))-th smallest score: a new one lies at or under it with probability >= 1 - alpha.
 
-    Infinity where that rank is n + 1; `capped` takes the largest score instead and gives the promise up.
+    Infinity where that rank is n + 1: so few samples promise nothing smaller.
 
     Source: Vovk, Gammerman & Shafer 2005; split-conformal prediction.
     """
@@ -128,9 +121,9 @@ def conformal_quantile(scores: Float[Tensor, "batch"], alpha: float | int, *, ca
     check_rows("scores", scores, 1)
     n = len(scores)
     rank = math.ceil((n + 1) * (1 - alpha) - 1e-9)  # less what rounding may have added to a whole number
-    if rank > n and not capped:
+    if rank > n:
         return math.inf
-    return float(scores.sort().values[min(max(rank, 1), n) - 1])
+    return float(scores.sort().values[max(rank, 1) - 1])
 
 
 def conformal_thresholds(
@@ -139,16 +132,12 @@ def conformal_thresholds(
     exit: Int64[Tensor, "batch"],
     alpha: float | int,
     variant: Variant = "strict",
-    *,
-    fewest: int = 20,
-    capped: bool = False,
 ) -> Float[Tensor, "exits"]:
     """One threshold q an exit for the score 1 - p[y], from samples that no part of the model was trained on.
 
     general    one q for all, from what each sample was answered: valid over all samples together
     strict     from the samples that left at this exit, and 1 - alpha where nobody did: valid at each exit that
                somebody took
-    gated      as strict, but from all samples at this exit where `fewest` or fewer left
     gated-all  from all samples at this exit, whoever left: another population than the one it is used on, not valid
 
     Valid means: if gates and heads were fixed before, and new samples come as these did. In float64.
@@ -162,18 +151,15 @@ def conformal_thresholds(
     check_exits(exit, n, exits)
     scores = 1 - probabilities.double().gather(2, y[:, None, None].expand(-1, exits, 1)).squeeze(2)
     if variant == "general":
-        q = conformal_quantile(scores.gather(1, exit[:, None]).squeeze(1), alpha, capped=capped)
+        q = conformal_quantile(scores.gather(1, exit[:, None]).squeeze(1), alpha)
         return scores.new_full((exits,), q)
     thresholds = scores.new_empty(exits)
     for l in range(exits):
         here = exit == l
-        number = int(here.sum())
-        if variant == "strict" and not number:
+        if variant == "strict" and not here.any():
             thresholds[l] = 1 - alpha
             continue
-        everybody = variant == "gated-all" or (variant == "gated" and number <= fewest)
-        chosen = scores[:, l] if everybody else scores[here, l]
-        thresholds[l] = conformal_quantile(chosen, alpha, capped=capped)
+        thresholds[l] = conformal_quantile(scores[:, l] if variant == "gated-all" else scores[here, l], alpha)
     return thresholds
 
 

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.jeidnn._validation import check_choice, check_costs, check_exits, check_gates, check_rows
+from gated.jeidnn._validation import check_choice, check_costs, check_gates, check_rows
 
 Causal = Literal["clip", "stick", "cdf"]
-Composition = Literal["clip", "stick", "cdf", "softmax", "normalise"]
 Rule = Literal["conditional", "median"]
 
 
@@ -33,28 +32,19 @@ def spend(
 
 
 def exit_distribution(
-    gates: Float[Tensor, "*batch gates"], composition: Composition = "clip"
+    gates: Float[Tensor, "*batch gates"], composition: Causal = "clip"
 ) -> Float[Tensor, "*batch exits"]:
     """p over L exits from L - 1 gates g in [0, 1]; p >= 0, rows sum to 1. With L = 2 all agree: p = (g, 1 - g).
 
     Args:
         gates: g, row by row.
-        composition: "clip", "stick" and "cdf" as in `spend`: exit l needs the gates up to l only.
-            "softmax": p_l in proportion to g_l / (1 - g_l), and 1 for the last exit; g within rounding of 0 or 1 is
-            taken as if it stood one rounding step inside. "normalise": p_l = g_l / max(1, sum g). These two need
-            all gates before the first exit can be decided, so nothing can stop early under them.
+        composition: how `spend` reads a gate. Exit l needs the gates up to l only, so a batch can stop early.
 
     Raises:
         ValueError: gates outside [0, 1], NaN, or none; an unknown composition.
     """
-    check_choice("composition", composition, get_args(Composition))
+    check_choice("composition", composition, get_args(Causal))
     check_gates(gates)
-    if composition == "softmax":
-        odds = torch.logit(gates, torch.finfo(gates.dtype).eps)
-        return torch.cat([odds, torch.zeros_like(odds[..., :1])], -1).softmax(-1)
-    if composition == "normalise":
-        p = gates / gates.sum(-1, keepdim=True).clamp(min=1)
-        return torch.cat([p, (1 - p.sum(-1, keepdim=True)).clamp(min=0)], -1)
     mass, taken = torch.ones_like(gates[..., 0]), []
     for gate in gates.unbind(-1):
         taken.append(spend(gate, mass, composition))
@@ -107,14 +97,6 @@ def first_true(stop: Bool[Tensor, "*batch gates"]) -> Int64[Tensor, "*batch"]:
     index = torch.arange(stop.shape[-1], device=stop.device).expand(stop.shape)
     last = torch.full((*stop.shape[:-1], 1), stop.shape[-1], device=stop.device)
     return torch.cat([index.masked_fill(~stop, stop.shape[-1]), last], -1).amin(-1)
-
-
-def exit_rates(exit: Int64[Tensor, "batch"], exits: int) -> Float[Tensor, "exits"]:
-    """Share of the samples that leave at each exit, in float64; 0 at an exit that nobody takes."""
-    check_exits(exit, len(exit), exits)
-    if not len(exit):
-        raise ValueError("exit must hold at least one sample, got none")
-    return torch.bincount(exit, minlength=exits).double() / len(exit)
 
 
 def expected_cost(p: Float[Tensor, "*batch exits"], costs: Float[Tensor, "exits"]) -> Float[Tensor, "*batch"]:

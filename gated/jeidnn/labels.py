@@ -9,22 +9,17 @@ from torch.nn import functional as F
 
 from gated.jeidnn._validation import check_choice, check_classes, check_costs, check_exits, check_number, check_rows
 
-LabelLoss = Literal["ce", "error", "probability"]
 Target = Literal["subsequent", "one-hot", "hazard"]
-Weighting = Literal["detached", "released", "plain", "unweighted"]
+Weighting = Literal["detached", "released", "unweighted"]
 
 
 def exit_losses(
-    logits: Float[Tensor, "batch exits classes"], y: Int64[Tensor, "batch"], kind: LabelLoss = "ce"
+    logits: Float[Tensor, "batch exits classes"], y: Int64[Tensor, "batch"]
 ) -> Float[Tensor, "batch exits"]:
-    """Loss of each exit on each sample: "ce" -log p[y] in nats, "error" 0 or 1, "probability" 1 - p[y]."""
-    check_choice("kind", kind, get_args(LabelLoss))
+    """Loss of each exit on each sample, -log p[y] in nats."""
     check_rows("logits", logits, 3)
     check_classes(y, len(logits), logits.shape[2])
-    if kind == "error":
-        return (logits.argmax(-1) != y[:, None]).to(logits.dtype)
-    log_p = logits.log_softmax(-1).gather(2, y[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
-    return -log_p if kind == "ce" else -torch.expm1(log_p)
+    return -logits.log_softmax(-1).gather(2, y[:, None, None].expand(-1, logits.shape[1], 1)).squeeze(2)
 
 
 def exit_labels(
@@ -112,7 +107,7 @@ def inference_loss(
         p: where the gates send each sample; the same shape.
         weighting: what r_i is. "detached": sum_l loss_l / sum_l p_l loss_l as a number, so that every sample keeps
             its total weight. "released": the same with its gradient; the product is then sum_l loss_l whatever p is,
-            value and gradient. "plain": 1. "unweighted": sum_l loss_l, written directly.
+            value and gradient. "unweighted": sum_l loss_l, written directly.
             A sample whose p are all 0, or whose losses under p vanish, counts unweighted (the ratio would be 0/0).
 
     Raises:
@@ -129,8 +124,6 @@ def inference_loss(
     total, sent = losses.sum(1), (p.detach() * losses).sum(1)
     if weighting == "unweighted":
         return total.mean()
-    if weighting == "plain":
-        return sent.mean()
     empty = sent <= torch.finfo(sent.dtype).tiny
     ratio = total / sent.masked_fill(empty, 1)
     if weighting == "detached":

@@ -97,11 +97,7 @@ class GatePolicy:
     """The hard rule of the learned gates. The state is the mass m that is left."""
 
     def __init__(self, gates: nn.ModuleList, composition: Causal = "clip", rule: Rule = "conditional") -> None:
-        if composition not in get_args(Causal):
-            raise ValueError(
-                f"composition must be one of {get_args(Causal)} to stop early (the others need all gates first), "
-                f"got {composition!r}"
-            )
+        check_choice("composition", composition, get_args(Causal))
         check_choice("rule", rule, get_args(Rule))
         self.gates, self.composition, self.rule = gates, composition, rule
 

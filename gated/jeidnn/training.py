@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_choice, check_number
-from gated.jeidnn.exits import Composition, exit_distribution
+from gated.jeidnn.exits import Causal, exit_distribution
 from gated.jeidnn.labels import (
-    LabelLoss,
     Target,
     Weighting,
     exit_labels,
@@ -109,8 +108,7 @@ def alternate(
     period: int = 200,
     weighting: Weighting = "detached",
     target: Target = "subsequent",
-    label_loss: LabelLoss = "ce",
-    composition: Composition = "clip",
+    composition: Causal = "clip",
     balance: bool = True,
     cost_sensitive: bool = False,
     batch_size: int = 64,
@@ -131,8 +129,7 @@ def alternate(
         held_out: other samples for the gates; labels from samples that the backbone was trained on look too late.
         phases: ("gates",) fits post-hoc gates on fixed heads.
         epochs, batch_size: passes over `train`; of a phase that has its own samples, as many batches.
-        weighting, target, label_loss, composition: see `inference_loss`, `gate_targets`, `exit_losses`,
-            `exit_distribution`.
+        weighting, target, composition: see `inference_loss`, `gate_targets`, `exit_distribution`.
         balance: weigh positive targets by `positive_weights` of the gates' samples, taken anew each epoch.
         cost_sensitive: weigh each target by its `regret`.
 
@@ -163,7 +160,7 @@ def alternate(
         positive = None
         if balance and "gates" in phases:
             with torch.no_grad():
-                losses = exit_losses(network.exit_logits(gate_data), gate_data.y, label_loss)
+                losses = exit_losses(network.exit_logits(gate_data), gate_data.y)
             positive = positive_weights(exit_labels(losses, network.costs, trade_off), network.exits)
         supply = {
             phase: endless(len(data[phase]), batch_size, generator) for phase in phases
@@ -172,7 +169,7 @@ def alternate(
             phase = phases[(i // period) % len(phases)]
             batch = data[phase].take(next(supply[phase]))
             loss = (
-                gate_phase(network, batch, trade_off, target, label_loss, positive, cost_sensitive)
+                gate_phase(network, batch, trade_off, target, positive, cost_sensitive)
                 if phase == "gates"
                 else head_phase(network, batch, weighting, composition)
             )
@@ -189,14 +186,13 @@ def gate_phase(
     batch: Features,
     trade_off: float | int,
     target: Target = "subsequent",
-    label_loss: LabelLoss = "ce",
     positive: Float[Tensor, "gates"] | None = None,
     cost_sensitive: bool = False,
 ) -> Float[Tensor, ""]:
     """The gates' loss on a batch: BCE to the labels argmin_l loss_l + lambda c_l. No gradient reaches the heads."""
     with torch.no_grad():
         logits = network.exit_logits(batch)
-        losses = exit_losses(logits, batch.y, label_loss)
+        losses = exit_losses(logits, batch.y)
         targets = gate_targets(exit_labels(losses, network.costs, trade_off), network.exits, target)
         if cost_sensitive:
             weight = targets.weight.to(losses) * regret(losses + trade_off * network.costs.to(losses))
@@ -205,7 +201,7 @@ def gate_phase(
 
 
 def head_phase(
-    network: ExitNetwork, batch: Features, weighting: Weighting = "detached", composition: Composition = "clip"
+    network: ExitNetwork, batch: Features, weighting: Weighting = "detached", composition: Causal = "clip"
 ) -> Float[Tensor, ""]:
     """The heads' loss on a batch: their CE weighted by where the gates send each sample. No gradient to the gates."""
     logits = network.exit_logits(batch)

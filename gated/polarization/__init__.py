@@ -6,6 +6,7 @@
     prune.py      `audit` of the consensus, `prune` to a plain network, and the slicing itself
     train.py      one pass: train, freeze at consensus or in time, go on
     theory.py     the gates alone: their flow, thresholds, and the gradients of their estimators
+    study.py      the chapter's experiment: this way to half of a network beside others, at one budget
 
 Paper: Zhi, Babbar, Liu, Sun, Silavong, Shi and Moran, "Learning a Consensus Sub-Network with Polarization
 Regularization and One Pass Training" (arXiv 2302.10798, version 5). The losses and the gates here are our reading of

@@ -75,12 +75,9 @@ CASES = {
     "dims": [lambda: layer(dims=3), lambda: net(dims=0)],
     "ste": [lambda: layer(ste="soft"), lambda: net(ste="none")],
     "expert": [lambda: m.ConstantRouter(2, 2)],
-    "cap": [lambda c=c: m.LayerRouter(2, 2, c) for c in (0, -1, float("inf"))],
     "widths": [lambda: net(widths=(4,), strides=(1,)), lambda: net(widths=(4, 4, 4))],
-    "ratio": [lambda r=r: net(ratio=r) for r in (0, -0.5, 1.5, True)]
-    + [lambda: m.costs("VGG-16-BN", ratio=0), lambda: m.prune(net(num_experts=1), 2)],
+    "ratio": [lambda r=r: net(ratio=r) for r in (0, -0.5, 1.5, True)] + [lambda: m.costs("VGG-16-BN", ratio=0)],
     "routing": [lambda: net(routing="all")],
-    "norm": [lambda: net(norm="batch")],
     "router": [
         lambda: net(router=torch.nn.Identity()),
         lambda: m.MoEResNet18(3, num_experts=1, router=torch.nn.Identity()),
@@ -125,7 +122,6 @@ CASES = {
         lambda: m.with_router_of(net(), net(num_experts=3)),
     ],
     "model": [
-        lambda: m.prune(net(), 0.5),
         lambda: m.released_step(net(), *steps(net())),
         lambda: m.released_attack(net(), X1, Y, 0.1),
     ],

@@ -49,7 +49,7 @@ def test_information_is_scikit_learns():
 
 
 def test_routes_of_a_data_set_do_not_depend_on_the_batches():
-    model = net(norm="expert")
+    model = net()
     x = torch.randn(23, 2, 12)
     model.train()
     assert torch.equal(routes_of(model, x, batch=5), routes_of(model, x))

@@ -15,7 +15,6 @@ from gated.advmoe import (
     kl,
     optimizers,
     project,
-    prune,
     released_step,
     standard_step,
     trades_attack,
@@ -230,27 +229,3 @@ def test_standard_training_learns():
     y = 2 * (x[:, 0].mean(1) > 0).long() + (x[:, 1].mean(1) > 0).long()
     losses = [standard_step(model, [psi, none], (x, y)) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
-
-
-# Pruning -------------------------------------------------------------------------------------------------------------
-
-
-def test_pruning_keeps_the_largest_channels_and_what_they_compute():
-    model = build(num_experts=1, ratio=1.0)
-    model.train()(batch()[0])
-    pruned = prune(model, 0.5)
-    assert [tuple(c.weight.shape) for c in pruned.convs] == [(1, 4, 6, 3), (1, 4, 4, 3)]
-    size = model.convs[0].weight[0].flatten(1).norm(dim=1)
-    kept = [int((model.convs[0].weight[0] == row).flatten(1).all(1).nonzero()) for row in pruned.convs[0].weight[0]]
-    assert kept == sorted(size.topk(4).indices.tolist())
-    zeroed = copy.deepcopy(model).eval()  # what is cut, set to zero instead
-    stay = None
-    for conv, norm in zip(zeroed.convs, zeroed.norms, strict=True):
-        w = conv.weight.data[0]
-        size = (w if stay is None else w[:, stay]).flatten(1).norm(dim=1)
-        stay = size.topk(4).indices.sort().values
-        cut = torch.ones(8, dtype=torch.bool)
-        cut[stay] = False
-        norm.norms[0].weight.data[cut] = norm.norms[0].bias.data[cut] = 0
-    torch.testing.assert_close(pruned.eval()(batch()[0]), zeroed(batch()[0]))
-    torch.testing.assert_close(prune(model, 1).eval()(batch()[0]), model.eval()(batch()[0]))

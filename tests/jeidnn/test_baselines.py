@@ -69,7 +69,7 @@ def test_random_exit_is_what_permuting_the_exits_gives():
     gen = rng(3)
     correct = torch.rand(5000, 4, generator=gen) < torch.tensor([0.4, 0.6, 0.8, 0.9])
     exit = torch.randint(4, (5000,), generator=gen)
-    rates = j.exit_rates(exit, 4)
+    rates = j.tally(exit, correct, COSTS).rates
     closed = j.random_exit_accuracy(correct.double().mean(0), rates)
     drawn = [j.tally(exit[torch.randperm(5000, generator=gen)], correct, COSTS).accuracy for _ in range(200)]
     assert np.mean(drawn) == pytest.approx(closed, abs=4 * np.std(drawn) / 200**0.5)

@@ -38,12 +38,11 @@ def test_reliability_by_hand():
 def test_calibration_error_by_numpy():
     q, right = calibrated(997, 0.1, 1, rng())
     order = np.argsort(q.numpy(), kind="stable")
-    total = squares = 0.0
+    total = 0.0
     for part in np.array_split(order, 15):
         gap = q.numpy()[part].mean() - right.numpy()[part].mean()
-        total, squares = total + len(part) / 997 * abs(gap), squares + len(part) / 997 * gap**2
+        total += len(part) / 997 * abs(gap)
     assert j.calibration_error(q, right) == pytest.approx(total)
-    assert j.calibration_error(q, right, norm=2) == pytest.approx(squares**0.5)
 
 
 EXCESS = [  # range of a perfect predictor, number of samples, repeats, expected error in points
@@ -76,25 +75,6 @@ def test_that_error_is_the_mean_of_coin_flips(low, high):
         exact.append(total)
     difference = np.array(errors) - np.array(exact)
     assert abs(difference.mean()) < 4 * difference.std() / 300**0.5
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.03, 0.1])
-def test_debiased_square_is_unbiased(shift):
-    """Before it is cut at 0: here the gap is large enough, or the mean over repeats is taken of the square."""
-    gen, n, bins = rng(2), 300, 10
-    squares, plain, truth = [], [], []
-    for _ in range(300):
-        q, right = calibrated(n, 0.3, 0.7, gen)
-        conf, acc, number = j.reliability(q + shift, right, bins)
-        variance = acc * (1 - acc) / (number - 1)
-        share = number / number.sum()
-        squares.append(float((share * ((conf - acc) ** 2 - variance)).sum()))
-        plain.append(j.calibration_error(q + shift, right, bins, norm=2) ** 2)
-        truth.append(j.calibration_error(q + shift, right, bins, norm=2, debiased=True))
-        assert truth[-1] == pytest.approx(max(0, squares[-1]) ** 0.5)
-    error = np.std(squares) / 300**0.5
-    assert abs(np.mean(squares) - shift**2) < 4 * error
-    assert np.mean(plain) - shift**2 > 10 * error  # the plain one is not
 
 
 def test_debiased_absolute_error_takes_some_of_the_excess_out():
@@ -146,7 +126,6 @@ def test_quantile_by_rank():
     assert j.conformal_quantile(scores, 0.4) == 0.5  # ceil(5 * .6) = 3
     assert j.conformal_quantile(scores, 0.2) == 0.9
     assert j.conformal_quantile(scores, 0.1) == math.inf
-    assert j.conformal_quantile(scores, 0.1, capped=True) == 0.9
     hundred = torch.arange(1, 100, dtype=D)
     for percent in range(1, 100):  # (n + 1)(1 - alpha) is whole, and must not be rounded up
         assert j.conformal_quantile(hundred, percent / 100) == 100 - percent
@@ -180,12 +159,12 @@ def exits_world(n, gen):
     return torch.stack([first, second], 1), truth, torch.where(hard, 0, 1)
 
 
-def coverage(variant, n=2000, repeats=200, fewest=20):
+def coverage(variant, n=2000, repeats=200):
     """Mean miss over resplits: of all samples together, and of those at exit 1."""
     gen, alpha, missed = rng(7), 0.05, []
     for _ in range(repeats):
         p, y, exit = exits_world(n, gen)
-        q = j.conformal_thresholds(p, y, exit, alpha, variant, fewest=fewest)
+        q = j.conformal_thresholds(p, y, exit, alpha, variant)
         p, y, exit = exits_world(n, gen)
         answered = p[torch.arange(n), exit]
         sets = j.conformal_sets(answered, q[exit])
@@ -197,7 +176,6 @@ def coverage(variant, n=2000, repeats=200, fewest=20):
 def test_which_variants_keep_their_promise():
     assert coverage("general")[0] == pytest.approx(0.05, abs=0.004)
     assert coverage("strict")[1] == pytest.approx(0.05, abs=0.005)
-    assert coverage("gated")[1] == pytest.approx(0.05, abs=0.005)
     # all samples at exit 1 are mostly easy ones; those who leave there are not
     assert coverage("gated-all", repeats=20)[1] > 0.1
 
@@ -210,27 +188,15 @@ def test_thresholds_by_hand():
     assert j.conformal_thresholds(p, y, exit, 0.1, "general").tolist() == [q(gated)] * 2
     own = [q(scores[exit == l, l]) for l in range(2)]
     assert j.conformal_thresholds(p, y, exit, 0.1, "strict").tolist() == own
-    assert j.conformal_thresholds(p, y, exit, 0.1, "gated").tolist() == own
     everybody = [q(scores[:, l]) for l in range(2)]
     assert j.conformal_thresholds(p, y, exit, 0.1, "gated-all").tolist() == everybody
-    assert j.conformal_thresholds(p, y, exit, 0.1, "gated", fewest=400).tolist() == everybody
-
-
-def test_a_few_samples_are_too_few():
-    p, y, _ = exits_world(60, rng(13))
-    scores = 1 - p[:, 0, 0]
-    for number in (19, 20, 21):
-        exit = (torch.arange(60) >= number).long()
-        chosen = scores[:number] if number > 20 else scores
-        found = j.conformal_thresholds(p, y, exit, 0.2, "gated")[0]
-        assert float(found) == j.conformal_quantile(chosen, 0.2)
 
 
 def test_an_exit_that_nobody_takes():
     p, y, _ = exits_world(100, rng(9))
     exit = torch.ones(100, dtype=torch.int64)
     assert float(j.conformal_thresholds(p, y, exit, 0.1, "strict")[0]) == pytest.approx(0.9)
-    for variant in ("general", "gated", "gated-all", "strict"):
+    for variant in ("general", "gated-all", "strict"):
         assert j.conformal_thresholds(p, y, exit, 0.1, variant).isfinite().all()
     bias, number = j.exit_bias(p[:, 1].amax(1), torch.ones(100, dtype=torch.bool), exit, 3)
     assert number.tolist() == [0, 100, 0] and bias.tolist() == pytest.approx([0, -0.05, 0])

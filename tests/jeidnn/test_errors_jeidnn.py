@@ -81,7 +81,6 @@ CASES = {
     "composition": [
         lambda: j.exit_distribution(torch.tensor([0.5]), "sum"),
         lambda: j.GatePolicy(NET.gates, "softmax"),
-        lambda: j.GatePolicy(NET.gates, "normalise"),
     ],
     "rule": [lambda: j.hard_exit(torch.tensor([0.5, 0.5]), "soft"), lambda: j.GatePolicy(NET.gates, rule="soft")],
     "p": [
@@ -125,15 +124,12 @@ CASES = {
         lambda: j.fit_temperature(LOGITS[:, 0], Y - 1),
     ],
     "kind": [
-        lambda: j.exit_losses(LOGITS, Y, "mse"),
         lambda: j.gate_targets(Y, 2, "all"),
         lambda: j.score(LOGITS, "max"),
         lambda: j.ThresholdPolicy(0.5, "max"),
     ],
     "statistics": [lambda: j.UncertaintyGate(["max"]), lambda: j.UncertaintyGate([])],
     "exit": [
-        lambda: j.exit_rates(Y + 3, 3),
-        lambda: j.exit_rates(Y[:0], 3),
         lambda: j.exit_bias(CONF, RIGHT, Y - 1, 2),
         lambda: j.gate_targets(Y + 2, 2),
         lambda: j.tally(Y.float(), torch.ones(4, 2, dtype=torch.bool), COSTS),
@@ -222,7 +218,6 @@ CASES = {
         lambda: j.calibration_error(CONF, RIGHT, 0),
         lambda: j.calibration_error(CONF, RIGHT, 3, debiased=True),
     ],
-    "norm": [lambda: j.calibration_error(CONF, RIGHT, norm=3)],
     "alpha": [*(lambda v=v: j.conformal_quantile(CONF, v) for v in (-0.1, 1.1, NAN))],
     "variant": [lambda: j.conformal_thresholds(LOGITS.softmax(-1), Y, Y, 0.1, "all")],
     "probabilities": [

@@ -25,8 +25,6 @@ def test_exit_losses():
     y = torch.randint(5, (20,), generator=rng(1))
     ce = torch.stack([torch.nn.functional.cross_entropy(logits[:, l], y, reduction="none") for l in range(3)], 1)
     assert torch.allclose(j.exit_losses(logits, y), ce)
-    assert torch.allclose(j.exit_losses(logits, y, "probability"), 1 - torch.exp(-ce))
-    assert torch.equal(j.exit_losses(logits, y, "error"), (logits.argmax(2) != y[:, None]).double())
 
 
 @given(st.floats(0, 20), st.integers(0, 50))
@@ -185,9 +183,3 @@ def test_a_sample_that_no_exit_takes_counts_unweighted(weighting):
     assert float(value.detach()) == pytest.approx(float(losses.sum(1).mean().detach()))
     (slope,) = torch.autograd.grad(value, losses)
     assert torch.allclose(slope, torch.full_like(slope, 1 / 3))
-
-
-def test_plain_weighting_is_the_objective_without_its_price():
-    losses, p = some_losses(10), j.exit_distribution(torch.rand(10, 3, generator=rng(4), dtype=D))
-    expected = j.objective(p, losses, COSTS, 0).mean()
-    assert float(j.inference_loss(losses, p, "plain")) == pytest.approx(float(expected))
