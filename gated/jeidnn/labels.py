@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gated.jeidnn._validation import check_choice, check_classes, check_costs, check_exits, check_number, check_rows
 
 Target = Literal["subsequent", "one-hot", "hazard"]
-Weighting = Literal["detached", "released", "unweighted"]
+Weighting = Literal["plain", "detached", "released", "unweighted"]
 
 
 def exit_losses(
@@ -69,7 +69,8 @@ def gate_targets(labels: Int64[Tensor, "batch"], exits: int, kind: Target = "sub
 def regret(totals: Float[Tensor, "batch exits"]) -> Float[Tensor, "batch gates"]:
     """|J_l - min_{k>l} J_k| with J_l = loss_l + lambda c_l: what the wrong answer of gate l costs this sample.
 
-    As a weight of the targets it turns the vote on labels into a comparison of means.
+    With two exits, as a weight of the targets, it turns the vote on labels into a comparison of means. With more, the
+    best later exit is known only with the label, and the weight then favours going on.
     """
     check_rows("totals", totals, 2)
     later = totals.flip(1).cummin(1).values.flip(1)[:, 1:]
@@ -100,15 +101,16 @@ def gate_loss(
 def inference_loss(
     losses: Float[Tensor, "batch exits"], p: Float[Tensor, "batch exits"], weighting: Weighting = "detached"
 ) -> Float[Tensor, ""]:
-    """Mean over samples of r_i sum_l p_l loss_l; p is held fixed.
+    """Mean over samples of r_i sum_l p_l loss_l, l below L; p is held fixed.
 
     Args:
         losses: of the inference modules, with gradients.
         p: where the gates send each sample; the same shape.
-        weighting: what r_i is. "detached": sum_l loss_l / sum_l p_l loss_l as a number, so that every sample keeps
-            its total weight. "released": the same with its gradient; the product is then sum_l loss_l whatever p is,
+        weighting: what r_i is. "plain": the number of modules, so that even p give the unweighted sum. "detached":
+            sum_l loss_l / sum_l p_l loss_l as a number; the gradient is then that of log sum_l p_l loss_l, times
+            sum_l loss_l. "released": the same with its gradient; the product is then sum_l loss_l whatever p is,
             value and gradient. "unweighted": sum_l loss_l, written directly.
-            A sample whose p are all 0, or whose losses under p vanish, counts unweighted (the ratio would be 0/0).
+            Where a sample's p are all 0, or its losses under p vanish, the ratio would be 0/0: it counts unweighted.
 
     Raises:
         ValueError: shapes that differ, negative or non-finite losses, an unknown weighting.
@@ -124,6 +126,8 @@ def inference_loss(
     total, sent = losses.sum(1), (p.detach() * losses).sum(1)
     if weighting == "unweighted":
         return total.mean()
+    if weighting == "plain":
+        return losses.shape[1] * sent.mean()
     empty = sent <= torch.finfo(sent.dtype).tiny
     ratio = total / sent.masked_fill(empty, 1)
     if weighting == "detached":

@@ -296,6 +296,12 @@ ARMS: dict[str, tuple[dict[str, Any], str]] = {
         {"weighting": "detached", "target": "hazard", "balance": False, "composition": "stick"},
         "as hazards",
     ),
+    "weighted": ({"weighting": "plain"}, "as a mass"),
+    "hazards, weighted": (
+        {"weighting": "plain", "target": "hazard", "balance": False, "composition": "stick"},
+        "as hazards",
+    ),
+    "released, no class weights": ({"weighting": "released", "balance": False}, "as a mass"),
 }  # those with one phase on heads that were trained as long without looking at gates
 FOUR = tuple(ARMS)[:4]
 VARIANTS: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
@@ -337,8 +343,13 @@ def measure(
     details: Sequence[float] = (),
     branchy: bool = True,
     arms: Sequence[str] = FOUR,
+    closely: Sequence[str] = ("detached", "post-hoc"),
 ) -> dict[str, Any]:
-    """The arms at every lambda of `trade_offs`; targets, compositions and statistics at those of `details`."""
+    """The arms at every lambda of `trade_offs`; targets, compositions and statistics at those of `details`.
+
+    Of `arms` those in `closely` have the quality of their answers measured; the last of these is the one whose gates
+    are given other statistics, and if it is "post-hoc", other targets.
+    """
     start = time.perf_counter()
     parts = divide(x, y, seed)
     grown = grow(body, parts, seed, epochs)
@@ -403,32 +414,33 @@ def measure(
             if "phases" not in options and trade_off in details:
                 row["head loss"], row["gate loss"] = smoothed(history, "heads"), smoothed(history, "gates")
             result["arms"][arm].append(row)
-        if trade_off in details:
+        if trade_off in details and closely[-1] == "post-hoc":
             now = by_arm["post-hoc"]
             for use, how in COMPOSITIONS.items():
                 row = reading(now, now.exits("test", *how), trade_off, curves)
                 result["variants"].setdefault(f"subsequent, {use}", []).append(row)
         qualities: dict[str, Any] = {}
-        for arm in {"detached", "post-hoc"} & by_arm.keys():
+        for arm in set(closely) & by_arm.keys():
             gated = by_arm[arm]
             threshold = matched_threshold(seen, float(seen.costs[gated.exits("gates")].mean()))
             thresholded = [threshold_exit(score(part[:, :-1]), threshold) for part in (seen.test, seen.calibration)]
             qualities[arm] = quality(gated, gated.exits("test"), gated.exits("calibration"))
             qualities[f"threshold at the cost of {arm}"] = quality(seen, *thresholded)
         result["quality"].append(qualities)
+    teaching, use = ARMS[closely[-1]]
     for trade_off in details:
-        for name, (options, uses) in VARIANTS.items():
+        for name, (options, uses) in VARIANTS.items() if closely[-1] == "post-hoc" else ():
             network = copy.deepcopy(plain)
             taught(network, grown, trade_off, seed, phases=("gates",), **options)
             now = Seen(network, grown)
-            for use in uses:
-                row = reading(now, now.exits("test", *COMPOSITIONS[use]), trade_off, curves)
-                result["variants"].setdefault(f"{name}, {use}", []).append(row)
+            for how_ in uses:
+                row = reading(now, now.exits("test", *COMPOSITIONS[how_]), trade_off, curves)
+                result["variants"].setdefault(f"{name}, {how_}", []).append(row)
         for name, statistics in STATISTICS.items():
             network = regated(plain, statistics, seed)
-            taught(network, grown, trade_off, seed, phases=("gates",))
+            taught(network, grown, trade_off, seed, **teaching)
             now = Seen(network, grown)
-            row = reading(now, now.exits("test"), trade_off, curves)
+            row = reading(now, now.exits("test", *COMPOSITIONS[use]), trade_off, curves)
             result["statistics"].setdefault(name, []).append(row)
     result["seconds"] = time.perf_counter() - start
     return rounded(result)

@@ -175,6 +175,18 @@ def test_detached_weighting_keeps_the_weight_of_a_sample():
     assert torch.allclose((slope * losses).sum(1), losses.sum(1) / 40)
 
 
+def test_plain_weights_and_the_gradient_of_the_detached_ratio():
+    losses = torch.rand(8, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
+    p = torch.rand(8, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    slope = lambda value: torch.autograd.grad(value, losses, retain_graph=True)[0]  # noqa: E731
+    plain = j.inference_loss(losses, p, "plain")
+    assert torch.allclose(slope(plain), 5 * p / 8, atol=1e-15)
+    even = torch.full_like(p, 0.2)
+    assert torch.allclose(j.inference_loss(losses, even, "plain"), j.inference_loss(losses, even, "unweighted"))
+    log = (losses.sum(1).detach() * (p * losses).sum(1).log()).mean()
+    assert torch.allclose(slope(j.inference_loss(losses, p, "detached")), slope(log), atol=1e-12)
+
+
 @pytest.mark.parametrize("weighting", ["detached", "released"])
 def test_a_sample_that_no_exit_takes_counts_unweighted(weighting):
     losses = some_losses(3).requires_grad_()

@@ -70,3 +70,20 @@ def test_a_seed_can_be_run_again():
     first = drop(small())
     small.cache_clear()
     assert drop(small()) == first
+
+
+def test_arms_that_are_looked_at_closely():
+    """Quality for those named; other statistics for the gates of the last, and other targets only for post-hoc."""
+    x = torch.randn(2000, 6, generator=rng(1))
+    y = (x.square().sum(1) > 5).long()
+    before, study.TURNS = study.TURNS, 1
+    try:
+        body = lambda: j.ResidualMLP(6, 2, dim=8, depth=3)  # noqa: E731
+        found = study.measure(x, y, body, 0, 2, [0.5], [0.5], False, ["weighted", "hazards"], ["weighted", "hazards"])
+    finally:
+        study.TURNS = before
+    assert found["quality"][0].keys() == {
+        f"{words}{arm}" for arm in ("weighted", "hazards") for words in ("", "threshold at the cost of ")
+    }
+    assert not found["variants"] and found["statistics"].keys() == study.STATISTICS.keys()
+    assert "gate loss" in found["arms"]["weighted"][0] and "gate loss" not in found["arms"]["hazards"][0]

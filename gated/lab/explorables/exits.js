@@ -39,9 +39,10 @@ const first = (length, leaves) => {
   return length;
 };
 
-function hardExit(p) {
-  const m = remaining(p);
-  return first(p.length - 1, (l) => 2 * p[l] >= m[l] - SLACK);
+// Half of what is left leaves here; read as a distribution function, half of all mass is spent by now.
+function hardExit(p, composition) {
+  const m = remaining(p), half = (l) => (composition === "cdf" ? 2 * (1 - m[l] + p[l]) >= 1 - SLACK : 2 * p[l] >= m[l] - SLACK);
+  return first(p.length - 1, half);
 }
 
 function drawn(p, i, step) {
@@ -115,13 +116,13 @@ function outcome(crowd, take, costs) {
 
 function compute(s, g, data) {
   const { costs } = g, L = costs.length, crowd = data[s.hopeless], price = g.prices.indexOf(s.price);
-  const p = distribution(s.gates, s.composition), mass = remaining(p), exit = hardExit(p);
+  const p = distribution(s.gates, s.composition), mass = remaining(p), exit = hardExit(p, s.composition);
   const h = p.map((v, l) => (l === L - 1 || mass[l] < SLACK ? 1 : Math.min(1, Math.max(0, v / mass[l]))));
   const totals = data.losses[s.sample].map((loss, l) => loss + s.price * costs[l]);
   const rules = {
     gates: (k) => (one) => {
       const q = distribution(one.gates[k], s.composition);
-      return s.rule === "hard" ? hardExit(q) : q;
+      return s.rule === "hard" ? hardExit(q, s.composition) : q;
     },
     confidence: (tau) => (one) => first(L - 1, (l) => one.confidence[l] >= tau),
     entropy: (tau) => (one) => first(L - 1, (l) => one.entropy[l] >= tau),
@@ -220,7 +221,8 @@ function render({ model, el }) {
       bar(marks.mass[l], at.mass, v.mass[l]);
       bar(marks.p[l], at.mass, v.p[l]);
       put(marks.p[l], { fill: ink(l === v.exit) });
-      put(marks.bar[l], { y1: at.mass(v.mass[l] / 2), y2: at.mass(v.mass[l] / 2) });
+      const least = at.mass(s.composition === "cdf" ? Math.max(0, v.mass[l] - 0.5) : v.mass[l] / 2);
+      put(marks.bar[l], { y1: least, y2: least });
       cells.exit[l].style.fontWeight = l === v.exit ? 600 : 400;
       cells.answer[l].textContent = `${guess[l].toString(36)} ${guess[l] === label ? "✓" : "✗"}`;
       cells.h[l].textContent = two(v.h[l]);
@@ -265,11 +267,11 @@ function render({ model, el }) {
 
   function say(v) {
     const policy = model.get("policy"), [cost, right] = v.points[policy];
-    return `The digit leaves at exit ${v.exit + 1}. By ${POLICIES[policy]}, ${percent(right)} are right at a mean cost of ${two(cost)}.`;
+    return `By its gates the digit leaves at exit ${v.exit + 1}. By ${POLICIES[policy]}, ${percent(right)} are right at a mean cost of ${two(cost)}.`;
   }
 
   choice(fig, { key: "composition", label: "Composition", options: [["clip", "clip (JEI-DNN)"], ["stick", "stick-breaking"], ["cdf", "CDF-consistent"]] });
-  slider(fig, { key: "sample", label: "Digit", min: 0, max: data.none.length - 1, step: 1, show: (v) => `${v + 1}` });
+  slider(fig, { key: "sample", label: `Sample (of ${data.none.length})`, min: 0, max: data.none.length - 1, step: 1, show: (v) => `${v + 1}` });
   fig.controls = fig.all(".gx-controls")[1]; // those of the plane
   choice(fig, { key: "policy", label: "Rule that sorts the digits", options: Object.entries(POLICIES) });
   slider(fig, { key: "price", label: "Gates’ price λ", min: 0, max: g.prices.length - 1, step: 1, decode: (k) => g.prices[k], encode: (v) => g.prices.indexOf(v) });
@@ -278,7 +280,7 @@ function render({ model, el }) {
     decode: (u) => +(1 - (1 - u) ** 2).toFixed(4), encode: (v) => 1 - Math.sqrt(1 - v),
   });
   slider(fig, { key: "patience", label: "Patience", min: 1, max: L, step: 1 });
-  choice(fig, { key: "rule", label: "Rule of the gates", options: [["hard", "hard: half of what is left"], ["expected", "drawn from p"]] });
+  choice(fig, { key: "rule", label: "Rule of the gates", options: [["hard", "hard: at one half"], ["expected", "drawn from p"]] });
   choice(fig, { key: "hopeless", label: "Hopeless samples", options: [["none", "digits only"], ["added", "+ 20% hopeless"], ["marked", "… known to the gates"]] });
   handles(fig, { strip: fig.one('[data-strip="mass"]'), key: "gates", step: 0.01, picked: "gate", label: (l) => `Gate ${l + 1}`, show: two });
   for (const node of marks.pick) node.addEventListener("click", () => fig.set({ sample: +node.dataset.pick }));

@@ -22,9 +22,11 @@ _WIDTH, _LEFT, _RIGHT = 456, 92, 448
 _MASS = Axis(0, 1, 176, 28)
 _ROWS = {"exit": 193, "answer": 209, "h": 225, "loss": 241}
 _TOP, _TILES, _SPACE = 26, 58, 4  # of the stream of digits
-_HINTS = {38: "bar: who", 50: "leaves", 66: "pale: < 10", 84: "line: all"}
+_HINTS = {38: "bar: who", 52: "leaves", 78: "pale: < 10", 107: "line: all"}
 _DARK: dict[str, Any] = {"faint": False, "stroke_width": 2}
 _SMALL: dict[str, Any] = {"small": True, "text_anchor": "middle"}
+_PHONE = """@container (max-width: 619px) { [data-explorable=exits] svg text { font-size: 15px }
+[data-explorable=exits] svg text[data-small] { font-size: 12.5px } }"""
 _QUESTION = [[b >> (7 - x) & 1 for x in range(8)] for b in (0x3C, 0x66, 0x06, 0x0C, 0x18, 0x18, 0x00, 0x18)]
 
 WORDS = {
@@ -44,7 +46,8 @@ WORDS = {
         "g is the share that has left by now",
         formula("p_l = max ( 0 , g_l − ( 1 − m_l ) )"),
         "Gates that were taught to say 1 from the best exit on tell how likely it lies here or before. Spent as that, "
-        "an exit takes only what g adds to the mass already gone.",
+        "an exit takes only what g adds to the mass already gone. The sample leaves once half of all mass is spent, so "
+        "at the first gate of one half or more.",
     ),
     "threshold": (
         "A threshold selects scores that err upwards",
@@ -169,7 +172,7 @@ class ExitsExplorable(Explorable):
         title, equation, words = WORDS[v["kind"]]
         cost, accuracy = v["points"][s["policy"]]
         numbers = {
-            "exit": ("This digit leaves at exit", f"{v['exit'] + 1}, cost {_two(v['cost'])}"),
+            "exit": ("By its gates it leaves at exit", f"{v['exit'] + 1}, cost {_two(v['cost'])}"),
             "expected": ("Its mean cost if drawn from p", _two(v["expected"])),
             "best": ("Its best exit (★), if one knew the label", f"{v['best'] + 1}"),
             "policy": ("All samples, by the rule chosen", f"{_percent(accuracy)} at {_two(cost)}"),
@@ -181,7 +184,8 @@ class ExitsExplorable(Explorable):
         first, second = (tag("div", class_="gx-controls", style="margin: .5rem 0 1rem") for _ in range(2))
         left = tag("div", self._budget(v), first, self._plane(v), legend, second, class_="gx-figure")
         stream = tag("div", self._stream(v), class_="gx-figure")
-        return draw.columns(left, stream, draw.callout(title, equation, words), draw.readings(numbers))
+        side = draw.callout(title, equation, words), draw.readings(numbers)
+        return tag("style", _PHONE) + draw.columns(left, stream, *side)
 
     def _columns(self) -> list[tuple[float, float]]:
         """Centre and half width of the bars, one for each exit."""
@@ -207,7 +211,7 @@ class ExitsExplorable(Explorable):
             marks.append(tag("rect", **box, **_MASS.bar(v["mass"][i]), **grey))
             ink = _INK["confidence" if i == v["exit"] else "gates"]
             marks.append(tag("rect", **box, **_MASS.bar(v["p"][i]), fill=ink, data_p=i))
-            bar = _MASS(v["mass"][i] / 2)
+            bar = _MASS(v["mass"][i] - 0.5 if s["composition"] == "cdf" else v["mass"][i] / 2)
             marks.append(rule(x - half - 3, bar, x + half + 3, bar, **_DARK, data_bar=i))
             answer = f"{DIGITS[guess[i]]} {'✓' if DIGITS[guess[i]] == label else '✗'}"
             cells = {"exit": f"{i + 1}", "answer": answer, "h": _two(v["h"][i])}

@@ -135,6 +135,11 @@ def hopeless_samples(count: int, exits: int) -> tuple[Tensor, Tensor]:
     return uncertainty(p.log()).expand(count, -1, -1), answers
 
 
+def hard(p: Tensor, composition: Causal) -> Tensor:
+    """The hard rule that fits: half of what is left, or the median of a distribution that was read as one."""
+    return hard_exit(p, "median" if composition == "cdf" else "conditional")
+
+
 def drawn(p: Tensor) -> Tensor:
     """One exit for each sample, drawn from its p with numbers that are always the same."""
     u = (torch.arange(len(p)) + 0.5).double() * DRAW % 1
@@ -198,7 +203,7 @@ def measure(s: dict[str, Any], t: ExitTrace) -> dict[str, Any]:
     """All numbers of the figure in the state s."""
     costs, composition = t.costs, cast(Causal, s["composition"])
     p = exit_distribution(torch.tensor(s["gates"], dtype=torch.float64), composition)
-    own, loss = int(hard_exit(p)), t.loss[s["sample"]]
+    own, loss = int(hard(p, composition)), t.loss[s["sample"]]
     crowd = t.crowd(s["hopeless"])
     right, claimed, grid = crowd.right, crowd.statistics[..., 0], torch.tensor(GRID, dtype=torch.float64)
     scores = {"confidence": claimed, "entropy": 1 - crowd.statistics[..., 1] / math.log(t.classes)}
@@ -211,7 +216,7 @@ def measure(s: dict[str, Any], t: ExitTrace) -> dict[str, Any]:
     q = exit_distribution(torch.stack([*crowd.gates, crowd.gates[here]]), composition)
     now = grid.new_tensor([s["threshold"]])
     leave = {
-        "gates": hard_exit(q) if s["rule"] == "hard" else torch.stack([drawn(one) for one in q]),
+        "gates": hard(q, composition) if s["rule"] == "hard" else torch.stack([drawn(one) for one in q]),
         "confidence": passed("confidence", torch.cat([grid, now])),
         "entropy": passed("entropy", torch.cat([grid, now])),
         "patience": torch.stack([patience_exit(crowd.guess, m) for m in [*range(1, len(costs) + 1), s["patience"]]]),
