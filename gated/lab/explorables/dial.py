@@ -35,7 +35,7 @@ _BLUE, _ORANGE, _GREEN, _GREY = (
 _LOOK = {"ninformer": _ORANGE, "mixer": _BLUE, "gmlp": _GREEN, "vit": _GREY}
 _LEFT, _RIGHT, _TOP, _BELOW, _CELL = 6, 210, 24, 254, 46
 _PROBABILITY = draw.Axis(0, 1, 226, 356)
-_DIAL, _ACCURACY = draw.Axis(0, 1, 44, 388), draw.Axis(0, 1, 590, 492)
+_DIAL, _ACCURACY = draw.Axis(0, 1, 44, 378), draw.Axis(0, 1, 590, 492)
 _COUNT, _SHARE = draw.Axis(2, 12, 44, 380), draw.Axis(-3, 3, 196, 28)  # log2 n; log2 of MACs / MACs of ViT
 
 WORDS = {
@@ -195,7 +195,7 @@ class DialExplorable(Explorable):
         net = {
             "changed": ("Tokens without paint that changed", f"{v['changed']} of {sum(v['bare'])}"),
             "negative": ("Negative gates of this block", f"{100 * v['negative']:.0f} %"),
-            "shuffle": ("Shuffled patches move a probability by", f"{v['shuffle']:.2f}"),
+            "shuffle": ("A fixed shuffle of the patches moves a probability by up to", f"{v['shuffle']:.2f}"),
             "accuracy": ("Test accuracy at this λ", f"{100 * v['accuracy']:.1f} %"),
         }
         hint = "Paint with a finger or the mouse, or with arrow keys and space. Orange frames mark paint."
@@ -208,7 +208,7 @@ class DialExplorable(Explorable):
         costs |= {"crossover": ("Equal at n* = T + C − 1.5 d", star)}
         names = (tag("span", name, style=f"--gx-swatch: {_LOOK[kind]}") for kind, name in KINDS.items())
         key = tag("div", *names, class_="gx-key", style="margin-bottom: .4rem")
-        left, title = tag("div", key, self._costs(v), class_="gx-figure"), tag("strong", "MACs of one block")
+        left, title = tag("div", key, self._costs(v), class_="gx-figure"), tag("strong", "MACs of one block (F = 2 d)")
         lower = draw.columns(left, title, tag("div", class_="gx-controls", data_costs=""), draw.readings(costs))
         return tag("div", upper, tag("div", lower, style="margin-top: 1.6rem"))
 
