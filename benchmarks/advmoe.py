@@ -4,6 +4,9 @@ Cost model: B inputs, experts of C -> w channels with k x k kernels, H x W outpu
 multiply-adds, whatever N is; that is the plain convolution of width w, the floor. Running all experts and keeping one
 costs N times that. Sorting adds a copy of the input and one of the output, and N calls instead of one. One grouped
 convolution with a kernel for each input reads B kernels instead of N.
+
+On a CPU the clock also counts fresh memory. Where the allocator takes the pages of each copy from the system anew,
+their faults can cost as much as the copies: the ratio to the floor moves with the allocator and with what ran before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The study of the chapter: which networks are trained how, and what is measured of each.
 
-An *arm* is a network and a way to train it. All arms of a seed see the same minibatches in the same order and are
-attacked on the same signals; another seed has another start, another order and other test signals.
+An *arm* is a network and a way to train it. All arms of a seed draw from the same sequence of minibatches (`turns`
+gives its experts every second one) and are attacked on the same signals; another seed has another start, another
+order and other test signals.
 
 | arm                          | network                              | a step                                  |
 |------------------------------|--------------------------------------|-----------------------------------------|
@@ -9,7 +10,9 @@ attacked on the same signals; another seed has another start, another order and 
 | `joint`, `joint twice`       | N experts, a router in each layer    | TRADES of routers and experts together  |
 | `frozen`                     | the same; routers stay as they began | TRADES of the experts                   |
 | `turns`, `turns, one router` | the same; one router for all layers  | `advmoe_step`                           |
-| `parity`, `random classes`   | one router for all layers            | `released_step`; a random partition  |
+| `parity`, `random classes`   | one router for all layers            | `released_step`; a random partition     |
+| `parity, one rate`           | the same                             | the same, routers at the experts' rate  |
+| `half, standard`             | plain, of width r                    | cross-entropy                           |
 | `standard`                   | a router in each layer               | cross-entropy                           |
 | `robust routers`             | what `standard` ended with           | TRADES of the routers                   |
 | `robust experts`             | what `standard` ended with           | TRADES of the experts                   |
@@ -38,6 +41,7 @@ from gated.advmoe.measures import (
     with_router_of,
 )
 from gated.advmoe.networks import MoECNN, RoutedNetwork
+from gated.advmoe.search import random_search
 from gated.advmoe.training import (
     Batch,
     Trades,
@@ -52,7 +56,7 @@ from gated.advmoe.training import (
 N, RATIO, CLASSES, BATCH = 2, 0.5, 10, 128
 LR, ROUTER_LR = 0.05, 0.005  # with one rate for both the scores of routers in each layer grow without bound
 PLAIN = {"dense": 1.0, "half": RATIO, "equal": RATIO * N**0.5}
-MIXTURES = ("joint", "joint twice", "frozen", "turns", "turns, one router", "parity", "random classes")
+TAUGHT = ("parity", "parity, one rate", "random classes")
 HALVES = ("standard", "robust routers", "robust experts")
 EPOCH = 31  # steps; so many batches are in the training part
 
@@ -69,9 +73,9 @@ def network(arm: str, seed: int) -> MoECNN:
     """The network of an arm as it begins. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if arm in PLAIN:
-            return MoECNN(1, CLASSES, num_experts=1, ratio=PLAIN[arm])
-        one = arm in ("turns, one router", "parity", "random classes")
+        if arm.removesuffix(", standard") in PLAIN:
+            return MoECNN(1, CLASSES, num_experts=1, ratio=PLAIN[arm.removesuffix(", standard")])
+        one = arm in ("turns, one router", *TAUGHT)
         return MoECNN(1, CLASSES, num_experts=N, ratio=RATIO, routing="global" if one else "layer")
 
 
@@ -104,7 +108,7 @@ def train(
 ) -> list[Any]:
     """Trains in place, with a cosine to 0 on both rates. Returns what `each_epoch` said after each epoch."""
     steps *= 2 if arm == "joint twice" else 1
-    experts, routers = optimizers(model, lr=LR, router_lr=ROUTER_LR)
+    experts, routers = optimizers(model, lr=LR, router_lr=LR if arm == "parity, one rate" else ROUTER_LR)
     moved: dict[str, list[Any]] = {"frozen": [experts], "robust experts": [experts], "robust routers": [routers]}
     every = [o for o in moved.get(arm, [experts, routers]) if o is not None]
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, steps) for o in every]
@@ -112,12 +116,12 @@ def train(
     trades, said = Trades(eps), []
     for step in range(1, steps + 1):
         batch = next(batches)
-        if arm == "standard":
+        if arm.endswith("standard"):
             standard_step(model, every, batch)
         elif arm.startswith("turns"):
             assert routers is not None
             advmoe_step(model, experts, routers, batch, next(batches), trades, noise)
-        elif arm in ("parity", "random classes"):
+        elif arm in TAUGHT:
             assert routers is not None
             released_step(model, experts, routers, batch, trades, noise, partition=groups(arm, seed))
         else:
@@ -158,16 +162,44 @@ def measure(model: MoECNN, arm: str, x: Tensor, y: Tensor, eps: float, seed: int
     return found
 
 
+def own_path(model: RoutedNetwork, x: Tensor, y: Tensor, eps: float, seed: int) -> float:
+    """Share that survives with the clean routes in force: as many starts as the panel has in all, and its search."""
+    noise = torch.Generator().manual_seed(6000 + seed)
+    broken = frozen_path_attack(model, x, y, eps, restarts=12, generator=noise).broken
+    with evaluating(model):
+        with torch.no_grad():
+            clean = model.trace(x).routes
+
+        def margin(x_adv: Tensor, i: Tensor) -> Tensor:
+            logits = model.trace(x_adv, routes=clean[:, i]).logits
+            return logits.gather(1, y[i][:, None])[:, 0] - logits.scatter(1, y[i][:, None], -torch.inf).amax(1)
+
+        return 1 - (broken | random_search(margin, x, eps, generator=noise).broken).double().mean().item()
+
+
 def quick(model: RoutedNetwork, x: Tensor, y: Tensor, eps: float, seed: int) -> float:
     """Robust accuracy by one start of PGD, for comparisons of a network with itself."""
     noise = torch.Generator().manual_seed(5000 + seed)
     return 1 - ste_attack(model, x, y, eps, restarts=1, generator=noise).broken.double().mean().item()
 
 
-def run(arm: str, seed: int, signals: Signals, *, eps: float, steps: int, examples: int) -> dict[str, Any]:
-    """One arm (or "halves", the three that belong together), trained and measured on its part of the test signals."""
+def signals_of(seed: int, signals: Signals, examples: int) -> Batch:
+    """The test signals of a seed."""
     first = seed * examples % (len(signals.test[0]) - examples + 1)
     x, y = (part[first : first + examples] for part in signals.test)
+    return x, y
+
+
+def run_own_path(arm: str, seed: int, signals: Signals, *, eps: float, steps: int, examples: int) -> dict[str, float]:
+    """`own_path` of an arm, trained again, on the signals that `run` attacks."""
+    model = network(arm, seed)
+    train(model, arm, signals.train, eps=eps, steps=steps, seed=seed)
+    return {"own path": own_path(model, *signals_of(seed, signals, examples), eps, seed)}
+
+
+def run(arm: str, seed: int, signals: Signals, *, eps: float, steps: int, examples: int) -> dict[str, Any]:
+    """One arm (or "halves", the three that belong together), trained and measured on its part of the test signals."""
+    x, y = signals_of(seed, signals, examples)
     fit: dict[str, Any] = {"data": signals.train, "eps": eps, "steps": steps, "seed": seed}
     if arm == "halves":
         model = network("standard", seed)

@@ -229,7 +229,8 @@ def advmoe_step(
 
     Raises: as `joint_step`.
 
-    Source: Zhang et al. 2023, arXiv 2308.10110, abstract (two levels, adapted in turn); the form of the step is ours.
+    Source: Zhang et al. 2023, arXiv 2308.10110, abstract (adapted in turn); the two levels and the
+    form of the step are ours.
     """
     return (
         joint_step(model, routers, router_batch, trades, generator),

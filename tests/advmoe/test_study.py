@@ -43,7 +43,10 @@ def test_half_of_the_classes_go_to_each_expert():
     assert study.groups("random classes", 0).tolist() != study.groups("random classes", 1).tolist()
 
 
-@pytest.mark.parametrize("arm", ["half", "joint", "frozen", "turns", "random classes", "halves"])
+ARMS = ["half", "half, standard", "joint", "frozen", "turns", "random classes", "parity, one rate", "halves"]
+
+
+@pytest.mark.parametrize("arm", ARMS)
 def test_a_short_run(arm):
     found = study.run(arm, 0, signals(), eps=0.1, steps=2, examples=12)
     again = study.run(arm, 0, signals(), eps=0.1, steps=2, examples=12)
@@ -59,3 +62,14 @@ def test_what_is_held_stays_where_it_was():
         before = [p.clone() for p in getattr(model, still)()]
         study.train(model, arm, data.train, eps=0.1, steps=2, seed=0)
         assert all(torch.equal(p, q) for p, q in zip(before, getattr(model, still)(), strict=True))
+
+
+def test_the_frozen_path_meets_an_attack_as_strong_as_the_network_does():
+    data = signals()
+    few = study.run("joint", 0, data, eps=0.3, steps=1, examples=20)
+    strong = study.run_own_path("joint", 0, data, eps=0.3, steps=1, examples=20)["own path"]
+    assert 0 <= strong <= few["clean"] and strong <= few["own path"] + 0.05
+    plain = study.network("half", 0).eval()
+    x, y = study.signals_of(0, data, 20)
+    right = (plain(x).argmax(1) == y).double().mean().item()
+    assert study.own_path(plain, x, y, 0.0, 0) == pytest.approx(right)
