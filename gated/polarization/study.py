@@ -167,6 +167,7 @@ def pass_once(
     *,
     source: Source = "input",
     gate_rate: float | int = GATE_RATE,
+    polarization: float | int = POLARIZATION,
 ) -> dict[str, Any]:
     """The method: gates at work, drawn until 0.3 before the latest moment to freeze, then the tail, and slicing."""
     model = gate(build(task, setting, seed), seed, source)
@@ -178,7 +179,7 @@ def pass_once(
         task.valid[0],
         steps=setting.steps,
         activation=ACTIVATION,
-        polarization=POLARIZATION,
+        polarization=polarization,
         target=setting.target,
         generator=torch.Generator().manual_seed(seed + 1),
         noisy=cut - 0.3,
@@ -224,18 +225,21 @@ def random_score(setting: Setting, seed: int) -> Tensor:
 
 
 def train_cut_tune(
-    task: Task, setting: Setting, seed: int, rate: float | int, budget: float | int, cut: float | int
+    task: Task,
+    setting: Setting,
+    seed: int,
+    rate: float | int,
+    budget: float | int,
+    cut: float | int,
+    lot: bool = False,
 ) -> dict[str, Any]:
     """Trains the full network, keeps the blocks with the largest weights, and tunes them with what is left.
 
-    The score of a block is the mean size of its convolutions' weights, in units of that at the start.
+    The score of a block is the mean size of its convolutions' weights, or, with `lot`, a random number.
     """
     net = build(task, setting, seed)
-    before = [[float(m.weight.detach().abs().mean()) for m in convolutions(block)] for block in net.blocks]
     used = fit(task, setting, net, seed, rate, cut * budget)
-    after = [[float(m.weight.detach().abs().mean()) for m in convolutions(block)] for block in net.blocks]
-    score = torch.tensor(after).div(torch.tensor(before)).mean(1)
-    pattern = cut_by(task, setting, score)
+    pattern = cut_by(task, setting, random_score(setting, 10 * seed) if lot else weight_score(net.blocks))
     whole = evaluate(net, [task.test]).accuracy
     net = slice_blocks(net, pattern)
     raw = evaluate(net, [task.test]).accuracy
@@ -243,8 +247,9 @@ def train_cut_tune(
     return judged(task, net, used) | {"pattern": pattern, "whole": whole, "before_tuning": raw}
 
 
-def convolutions(block: Any) -> list[Any]:
-    return [block.branch[0], block.branch[3]]
+def weight_score(blocks: Any) -> Tensor:
+    sizes = [[m.weight.detach().abs().mean() for m in (block.branch[0], block.branch[3])] for block in blocks]
+    return torch.tensor(sizes).mean(1)
 
 
 def dynamic(task: Task, setting: Setting, seed: int, rate: float | int, budget: float | int) -> dict[str, Any]:
@@ -270,17 +275,22 @@ def dynamic(task: Task, setting: Setting, seed: int, rate: float | int, budget: 
     }
 
 
-WAYS = ("full", "small", "tune", "dynamic", "free", "this", "three")
+WAYS = ("full", "small", "tune", "lot", "dynamic", "free", "this", "unpolarized", "three")
+CUT = ("tune", "lot", "free", "this", "unpolarized")
+"""The ways that have a moment to cut or freeze."""
 
 
 def choose(task: Task, setting: Setting, seed: int, way: str, rate: float | int, cut: float | int) -> float:
     """Validation accuracy of one way at one point of the grid."""
     own = size(task, build(task, setting, seed))
     budget = 0.8 * setting.steps * setting.batch * own.total_macs
-    if way in ("free", "this"):
-        return pass_once(task, setting, seed, rate, cut, source="input" if way == "this" else "free")["valid"]
-    if way == "tune":
-        return train_cut_tune(task, setting, seed, rate, budget, cut)["valid"]
+    if way == "free":
+        return pass_once(task, setting, seed, rate, cut, source="free")["valid"]
+    if way in ("this", "unpolarized"):
+        pull = POLARIZATION if way == "this" else 0.0
+        return pass_once(task, setting, seed, rate, cut, polarization=pull)["valid"]
+    if way in ("tune", "lot"):
+        return train_cut_tune(task, setting, seed, rate, budget, cut, way == "lot")["valid"]
     if way == "dynamic":
         return dynamic(task, setting, seed, rate, budget)["valid"]
     if way == "three":
@@ -298,7 +308,7 @@ def shallow(
 
 
 def grid(way: str) -> list[tuple[float, float]]:
-    return [(rate, cut) for rate in RATES for cut in (CUTS if way in ("tune", "free", "this") else CUTS[:1])]
+    return [(rate, cut) for rate in RATES for cut in (CUTS if way in CUT else CUTS[:1])]
 
 
 def arms(
@@ -314,7 +324,9 @@ def arms(
     common = task, setting, seed
     ways: dict[str, Callable[[], dict[str, Any]]] = {
         "this": lambda: this,
+        "unpolarized": lambda: pass_once(*common, *picked["unpolarized"], polarization=0.0),
         "free": lambda: pass_once(*common, *picked["free"], source="free"),
+        "free, fast": lambda: pass_once(*common, *picked["free"], source="free", gate_rate=10 * GATE_RATE),
         "full": lambda: from_scratch(*common, rate, budget),
         "full, all steps": lambda: from_scratch(*common, rate, setting.steps * setting.batch * own.total_macs),
         "random 0": lambda: from_scratch(*common, small, budget, draws[0]),
@@ -323,6 +335,7 @@ def arms(
         "random, same steps": lambda: from_scratch(*common, small, setting.steps * each, draws[0]),
         "shallow": lambda: shallow(*common, small, budget, [n // 2 for n in setting.blocks]),
         "tune": lambda: train_cut_tune(*common, picked["tune"][0], budget, picked["tune"][1]),
+        "lot": lambda: train_cut_tune(*common, picked["lot"][0], budget, picked["lot"][1], lot=True),
         "dynamic": lambda: dynamic(*common, picked["dynamic"][0], budget),
         "mask, same start": lambda: from_scratch(*common, small, budget, mask),
         "mask, new start": lambda: from_scratch(task, setting, seed + 500, small, budget, mask),
@@ -370,13 +383,32 @@ def agreement(
 
 
 def ramp(
-    task: Task, setting: Setting, seed: int, rate: float | int, polarization: float | int, highest: float | int
+    task: Task,
+    setting: Setting,
+    seed: int,
+    rate: float | int,
+    polarization: float | int,
+    highest: float | int,
+    after: int = 0,
 ) -> dict[str, Any]:
-    """lambda_a rises to `highest` and falls again while the network trains at constant rates: the open shares."""
+    """lambda_a rises to `highest` and falls again while the network trains at constant rates: the open shares.
+
+    With `after` the price then stays at 0 for so many steps, with a new optimiser: also the open shares of these, and
+    the gates' logits (of the mean probability) before them.
+    """
     model = gate(build(task, setting, seed), seed)
 
     def weights(done: float | int) -> tuple[float, float]:
         return highest * (1 - abs(2 * done - 1)), polarization
 
     shares = fit_gated(task, setting, model, seed, rate, weights, steps=setting.steps, drawn=0.0, decay=False)
-    return {"open": shares, "test": evaluate(model, [task.test]).accuracy}
+    found = {"open": shares, "test": evaluate(model, [task.test]).accuracy}
+    if not after:
+        return found
+    with torch.no_grad():
+        logits = model.eval()(task.test[0]).probability.mean(0).logit()
+    longer = setting._replace(steps=after)
+    again = fit_gated(
+        task, longer, model, seed + 2, rate, lambda done: (0.0, polarization), steps=after, drawn=0.0, decay=False
+    )
+    return found | {"logits": logits.tolist(), "after": again}

@@ -37,7 +37,10 @@ class OnePass(NamedTuple):
     changed: float
     """Share of the held-out inputs with a gate against the frozen pattern, at the moment of freezing."""
     macs: int
-    """Multiply-adds of all forward passes of the training, gates included (the backward costs about twice that)."""
+    """Multiply-adds of the training's forward passes, gates included, and a third of those of the questions.
+
+    A question to the held-out inputs is a forward pass without the backward one, which costs about twice that.
+    """
 
 
 class Evaluation(NamedTuple):
@@ -141,6 +144,7 @@ def one_pass(
     for step in range(steps + 1):
         if model.frozen is None and (step >= latest * steps or (step >= noisy * steps and step % every == 0)):
             gates, probability = _ask(model, held_out)
+            used += len(held_out) * (size.total_macs + gate_macs(model)) // 3
             share = gates.double().mean(0)
             history.append((step, float(torch.minimum(share, 1 - share).sum())))
             pattern = share >= 0.5 if target is None else freeze_pattern(probability.mean(0), target, cost)

@@ -122,7 +122,7 @@ def test_the_network_loses_its_shut_blocks_and_the_path_closes_up(visit):
     assert block.get_attribute("opacity") == "0.00" and place(11) < before[11] - 150 and place(0) == before[0]
     assert page.locator("[data-short='8']").get_attribute("opacity") == "1.00"
     assert page.locator("[data-status]").text_content() == "consensus: 6 blocks cut away"
-    page.get_by_role("button", name="L1").click()
+    page.get_by_role("button", name="price only").click()
     assert length() == whole and [place(l) for l in range(12)] == before
 
 
@@ -137,7 +137,7 @@ def test_going_on_from_here_does_not_come_back(visit):
     new, fair = page.locator("[data-new]"), shown(page)
     page.get_by_role("button", name="consensus").click()
     agreed = shown(page)
-    page.get_by_role("button", name="L1").click()
+    page.get_by_role("button", name="price only").click()
     assert shown(page) == fair  # afresh, the way does not matter
     page.get_by_label("goes on from here").check()
     assert shown(page) == fair and page.locator("input[data-key=spread]").is_disabled()
@@ -148,7 +148,7 @@ def test_going_on_from_here_does_not_come_back(visit):
     late = shown(page)
     assert late["kind"] == "late" and late["bound"] > 1 and late["fresh"] == agreed["kept"]
     assert new.get_attribute("visibility") == "visible"
-    page.get_by_role("button", name="L1").click()
+    page.get_by_role("button", name="price only").click()
     back = shown(page)
     assert max(abs(a - b) for a, b in zip(back["open"], fair["open"], strict=True)) > 0.05
     figure = ConsensusExplorable()

@@ -26,17 +26,45 @@ def test_all_ways_spend_what_the_one_pass_spent_to_within_a_step(found):
     budget = found["this"]["used"]
     step = SETTING.batch * (costs(study.build(TASK, SETTING, 0), 4, 4).total_macs + 200)
     for way, result in found.items():
-        if way not in ("free", "full, all steps", "random, same steps"):
+        if way not in ("unpolarized", "free", "free, fast", "full, all steps", "random, same steps"):
             assert budget - 2 * step < result["used"] <= budget, way
 
 
 def test_what_is_cut_meets_the_target_within_half_of_the_costliest_block(found):
     full = costs(study.build(TASK, SETTING, 0), 4, 4)
-    for way in ("this", "free", "random 0", "random 2", "tune", "mask, same start", "mask, new start"):
+    for way in ("this", "free", "random 0", "random 2", "tune", "lot", "mask, same start", "mask, new start"):
         share = (found[way]["macs"] - full.fixed_macs) / sum(full.macs)
         assert abs(share - 0.5) <= max(full.macs) / sum(full.macs) / 2 + 1e-9, way
     assert found["this"]["macs"] == found["mask, new start"]["macs"]
     assert found["this"]["same"] is True
+    score = study.random_score(SETTING, 0)
+    assert found["lot"]["pattern"] == study.cut_by(TASK, SETTING, score)
+    assert found["random 0"]["macs"] == found["lot"]["macs"]
+
+
+def test_a_ranking_by_weights_keeps_the_blocks_with_the_largest_ones(monkeypatch):
+    def heavy(task, setting, net, *rest):
+        if all(hasattr(block, "branch") for block in net.blocks):  # not yet cut
+            with torch.no_grad():
+                for block, factor in zip(net.blocks, (9, 1, 1, 9), strict=True):
+                    block.branch[0].weight.mul_(factor)
+        return 0
+
+    monkeypatch.setattr(study, "fit", heavy)
+    tuned = study.train_cut_tune(TASK, SETTING, 0, 0.01, 1.0, 0.5)
+    assert tuned["pattern"][1:] == [False, False, True]
+
+
+def test_without_polarization_the_one_pass_is_asked_for_none(monkeypatch):
+    asked, original = [], study.one_pass
+
+    def spy(*args, **kwargs):
+        asked.append(kwargs["polarization"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(study, "one_pass", spy)
+    study.arms(TASK, SETTING, 0, PICKED, only=["unpolarized", "free, fast"])
+    assert asked == [study.POLARIZATION, 0, study.POLARIZATION]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_way_does_not_change_it(found):
@@ -79,3 +107,9 @@ def test_a_ramp_goes_up_and_down_and_reports_each_step():
         run = study.ramp(TASK, SETTING, 0, 0.01, polarization=0.0, highest=4.0)
     assert len(run["open"]) == SETTING.steps
     torch.testing.assert_close(torch.tensor(seen), torch.tensor([0, 0.8, 1.6, 2.4, 3.2, 4, 3.2, 2.4, 1.6, 0.8]))
+
+
+def test_after_a_ramp_the_price_may_stay_at_nothing():
+    plain = study.ramp(TASK, SETTING, 0, 0.01, polarization=0.0, highest=4.0)
+    run = study.ramp(TASK, SETTING, 0, 0.01, polarization=0.0, highest=4.0, after=3)
+    assert run["open"] == plain["open"] and len(run["after"]) == 3 and len(run["logits"]) == 4

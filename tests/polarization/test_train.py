@@ -114,12 +114,13 @@ def test_one_pass_reaches_the_sparsity_that_was_asked_for(sparsity):
 
 def test_macs_of_the_training_are_counted_as_run():
     model = small()
-    result, _ = run(model, 40, target=0.5, activation=5.0)
+    result, held_out = run(model, 40, target=0.5, activation=5.0)
     size, shut = costs(model.net, 7, 7), ~model.frozen
     full, frozen = size.total_macs + gate_macs(model), 40 - result.frozen_at
     left = size.total_macs - sum(m for m, s in zip(size.macs, shut.tolist(), strict=True) if s)
     assert shut.any() and 0 < frozen <= 20
-    assert result.macs == 32 * (result.frozen_at * full + frozen * left)
+    questions = len(result.dissent) * (len(held_out) * full // 3)  # forward passes only: a third of a step each
+    assert result.macs == 32 * (result.frozen_at * full + frozen * left) + questions
 
 
 def test_the_optimiser_goes_on_with_its_state():

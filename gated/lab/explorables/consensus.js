@@ -256,10 +256,10 @@ function render({ model, el }) {
   slider(fig, { key: "lambda_p", label: "Polarization λₚ", min: -1, max: 1, step: 0.05, show: signed });
   presets(fig, {
     label: "Places of the polarization weight",
-    options: [["−1: AIG", { lambda_p: -1 }], ["0: L1", { lambda_p: 0 }], ["0.8: consensus", { lambda_p: 0.8 }]],
+    options: [["−1: dynamic (AIG)", { lambda_p: -1 }], ["0: price only", { lambda_p: 0 }], ["0.8: consensus", { lambda_p: 0.8 }]],
   });
   slider(fig, { key: "lambda_a", label: "Activation λₐ", min: 0, max: 1, step: 0.05, show: signed });
-  slider(fig, { key: "gain", label: "Task gain", min: 0, max: 1, step: 0.05, show: signed });
+  slider(fig, { key: "gain", label: "Task gain (times b)", min: 0, max: 1, step: 0.05, show: signed });
   spread = slider(fig, { key: "spread", label: "Spread at start", min: 0, max: 2, step: 0.1, show: (v) => v.toFixed(1) });
   slider(fig, { key: "steps", label: "Steps", min: 0, max: STEPS, step: 5 });
   const group = element(fig.controls, "div", { class: "gx-presets" });

@@ -192,7 +192,7 @@ class ConsensusExplorable(Explorable):
         numbers = {
             "parts": ("Lₚₒₗ, its two parts", _parts(v)),
             "off_path": ("Inputs off the majority’s path", _percent(v["off_path"])),
-            "bound": ("Σ dₗ ≥ share of changed answers", f"{v['bound']:.3f}"),
+            "bound": ("Σ dₗ (below 1: bounds the changed answers)", f"{v['bound']:.3f}"),
             "kept": ("Blocks kept (majority)", f"{sum(v['kept'])} of {GATES}"),
             "macs": ("Multiply-adds kept", _percent(v["macs"])),
             "parameters": ("Parameters kept", _percent(v["parameters"])),
@@ -248,7 +248,7 @@ class ConsensusExplorable(Explorable):
         return [tag("g", *marks, data_share="", **_SHARE.data())]
 
     def _matrix(self) -> list[str]:
-        marks = [text("Gates of 200 inputs, dark is open", 8, _MATRIX - 12, strong=True)]
+        marks = [text("Gates of 200 inputs, blue is open", 8, _MATRIX - 12, strong=True)]
         box = {"x": _LEFT, "y": _MATRIX, "width": _RIGHT - _LEFT, "height": INPUTS, "fill": "none"}
         marks.append(tag("rect", **box, stroke="currentColor", stroke_opacity=0.3))
         for shade, d in enumerate(_cells(self.shown(self.flow(self.start(), self.state["steps"]))), 1):
