@@ -131,7 +131,7 @@ def unit() -> Iterator[Step]:
         *("tests", *apart, "-m", "not pages and not clock", "-n", "2", "--dist", "loadfile"),
         OMP_NUM_THREADS="1",
     )
-    yield pytest("unit: against the clock", "tests", *apart, "-m", "clock")
+    yield pytest("unit: against the clock", "tests", *apart, "-m", "clock and not pages")
     yield pytest("unit: bad input, torch.compile (bare)", *(bare or NONE), GATED_TYPECHECK="0")
 
 
@@ -208,7 +208,10 @@ def pages() -> Iterator[Step]:
     except SystemExit as error:
         yield Step("pages: in Chromium", 0, 1, 0, 0.0, [str(error)])
         return
-    yield pytest("pages: in Chromium", "-m", "pages", *filter(uses_site, tests("test_*.py")))
+    files = list(filter(uses_site, tests("test_*.py")))
+    # two browsers; how fast a slider answers is measured with nothing beside it
+    yield pytest("pages: in Chromium", *files, "-m", "pages and not clock", "-n", "2", "--dist", "worksteal")
+    yield pytest("pages: in Chromium, against the clock", *files, "-m", "pages and clock")
 
 
 def main() -> int:

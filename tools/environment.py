@@ -42,6 +42,11 @@ def requirements(extra: str) -> list[str]:
     return out
 
 
+def oracles() -> list[str]:
+    """Packages that some tests compare with and whose own pins exclude ours (`[tool.gated]`)."""
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["gated"]["oracles"])
+
+
 def pip(*arguments: str) -> None:
     """pip in the environment; its warnings are held back and shown only when it fails."""
     command = [str(PYTHON), "-m", "pip", *arguments]
@@ -76,8 +81,9 @@ def repair() -> None:
 
 def ensure(extra: str) -> None:
     wanted = requirements(extra)
+    apart = oracles() if extra == "test" else []
     lock = (ROOT / "constraints.txt").read_bytes()
-    digest = hashlib.sha256("\n".join([extra, *wanted]).encode() + lock).hexdigest()
+    digest = hashlib.sha256("\n".join([extra, *wanted, *apart]).encode() + lock).hexdigest()
     stamp = VENV / f".ready-{extra}"
     if healthy() and stamp.exists() and stamp.read_text() == digest:
         return
@@ -106,6 +112,8 @@ def ensure(extra: str) -> None:
     if extra == "test":
         # Building in this environment, not in an isolated one, needs no network and keeps the lock whole.
         pip("install", "-q", "--no-deps", "--no-build-isolation", "-e", ".")
+        shutil.rmtree(VENV / "oracles", ignore_errors=True)
+        pip("install", "-q", "--no-deps", "--target", str(VENV / "oracles"), *apart)
     partial = stamp.with_suffix(".partial")
     partial.write_text(digest)
     partial.replace(stamp)

@@ -239,6 +239,7 @@ def test_every_slider_moves_the_picture(browser, built_site, site_url, name, how
         assert visit.errors == []
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("name", WITH_FIGURES)
 def test_a_slider_answers_within_25_ms(browser, site_url, name):
     with Visit(browser, site_url) as visit:

@@ -424,6 +424,7 @@ def test_a_screen_reader_is_told_once(visit):
     assert page.evaluate("document.querySelector('[aria-live]').spoken") == 1
 
 
+@pytest.mark.clock
 def test_a_slider_answers_within_25_ms(visit):
     page = visit(ExitsExplorable(synthetic_trace(200, 7), hopeless="added").html())
     times = page.evaluate("""async () => {
