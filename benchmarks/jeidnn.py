@@ -34,8 +34,9 @@ class Planned(j.GatePolicy):
         return torch.stack([like.new_ones(n), self.plan.to(like)], 1)
 
     def __call__(self, l: int, logits: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        _, mass = super().__call__(l, logits, z, state[:, 0])
-        return state[:, 1] == l, torch.stack([mass, state[:, 1]], 1)
+        mass, plan = state.unbind(1)
+        mass.copy_(super().__call__(l, logits, z, mass)[1])
+        return plan == l, state
 
 
 def plans(batch: int) -> dict[str, Tensor]:

@@ -42,8 +42,13 @@ def check_rows(name: str, tensor: Tensor, ndim: int, *, finite: bool = True) -> 
             f"{name} must be floating point with {ndim} dimensions, none of them empty; "
             f"got {tensor.dtype} {tuple(tensor.shape)}"
         )
-    if finite and not torch.compiler.is_compiling() and not tensor.isfinite().all():
+    if finite and not torch.compiler.is_compiling() and not _finite(tensor):
         raise ValueError(f"{name} must be finite everywhere; got NaN or infinity")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all are. A sum is not finite where a term is not; as it may overflow too, only then each is looked at."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def check_classes(y: Tensor, rows: int, classes: int) -> None:

@@ -204,39 +204,44 @@ class ExitNetwork(nn.Module):
         if not len(x):
             raise ValueError("x must hold at least one sample, got none")
         policy = policy or GatePolicy(self.gates)
-        taken = torch.full((len(x),), self.exits - 1, device=x.device)
-        rows = torch.arange(len(x), device=x.device)
-        live: Tensor | None = None  # which of `rows` have not left; None is all of them
+        taken = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        who = torch.arange(len(x), device=x.device)  # rows of x that have not left
+        at: Tensor | None = None  # their places in the batch that runs; None if there are no others in it
         logits: Tensor | None = None
         state: Tensor | None = None
         ran: list[int] = []
 
         def visit(l: int, out: Tensor) -> Tensor | None:
-            nonlocal rows, live, logits, state
+            nonlocal who, at, logits, state
             ran.append(len(out))
             if l == self.exits - 1:
                 # The backbone's end gets as many rows as it gave its first block: it may rely on that.
-                return out if len(out) == len(x) else out.new_zeros(len(x), *out.shape[1:]).index_copy(0, rows, out)
+                if len(out) == len(x):
+                    return out
+                live = out if at is None else out.index_select(0, at)
+                return out.new_zeros(len(x), *out.shape[1:]).index_copy_(0, who, live)
             z = self.summary(out)
             answer = self.heads[l](z)
             if state is None:
                 state = policy.start(len(x), answer)
                 logits = answer.new_empty(len(x), self.num_classes)
             go, state = policy(l, answer, z, state)
-            go = go if live is None else go & live
-            gone = go.nonzero().squeeze(1)
-            if not len(gone):
+            if at is not None:
+                go, answer = go.index_select(0, at), answer.index_select(0, at)
+            stay = (~go).nonzero().squeeze(1)
+            if len(stay) == len(who):
                 return None
-            taken[rows[gone]] = l
-            logits[rows[gone]] = answer[gone]  # type: ignore[index]
-            live = ~go if live is None else live & ~go
-            stay = live.nonzero().squeeze(1)
+            # All that are here are written down: who stays is answered again later.
+            taken.index_fill_(0, who, l)
+            logits.index_copy_(0, who, answer)  # type: ignore[union-attr]
             if shrink and not len(stay):
                 raise _Stop
-            if len(stay) >= shrink * len(rows):
+            who = who.index_select(0, stay)
+            at = stay if at is None else at.index_select(0, stay)
+            if len(at) >= shrink * len(out):
                 return None
-            rows, state, live = rows[stay], state[stay], None
-            return out[stay]
+            state, out, at = state.index_select(0, at), out.index_select(0, at), None
+            return out
 
         training = self.training
         if training:
@@ -250,8 +255,8 @@ class ExitNetwork(nn.Module):
                 self.train()
         if len(out) != len(x):
             raise ValueError(f"backbone must give one answer for each of {len(x)} rows, got {len(out)}")
-        last = (taken == self.exits - 1).nonzero().squeeze(1)
-        logits[last] = out[last]  # type: ignore[index]
+        taken.index_fill_(0, who, self.exits - 1)
+        logits.index_copy_(0, who, out.index_select(0, who))  # type: ignore[union-attr]
         return Answer(logits, taken, ran)  # type: ignore[arg-type]
 
 

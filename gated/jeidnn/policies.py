@@ -28,26 +28,44 @@ class Policy(Protocol):
     def __call__(self, l: int, logits: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-def uncertainty(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch 4"]:
-    """(max p, H(p), p_(1) - p_(2), H(p^2 / sum p^2)) of p = softmax(logits); entropies in nats.
+def uncertainty(
+    logits: Float[Tensor, "*batch classes"], statistics: Sequence[Statistic] = get_args(Statistic)
+) -> Float[Tensor, "*batch statistics"]:
+    """(max p, H(p), p_(1) - p_(2), H(p^2 / sum p^2)) of p = softmax(logits), or some of them; entropies in nats.
 
     The last is the entropy at temperature 1/2. Uniform p gives (1/K, ln K, 0, ln K), one-hot p (1, 0, 1, 0).
     With two classes the margin is 2 max p - 1 and tells nothing new.
 
+    Args:
+        statistics: which of them, by name, in this order; the others are not computed.
+
     Raises:
-        ValueError: logits not finite, fewer than two classes.
+        ValueError: logits not finite, fewer than two classes; unknown or no statistics.
 
     Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163 (what its gates see).
     """
+    if not statistics:
+        raise ValueError("statistics must name at least one, got none")
+    for name in statistics:
+        check_choice("statistics", name, get_args(Statistic))
     check_rows("logits", logits, logits.ndim)
     if logits.shape[-1] < 2:
         raise ValueError(f"logits must have at least 2 classes, got {logits.shape[-1]}")
     # In half precision the entropies of confident answers would be rounding noise.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    top = logits.topk(2, -1).values
-    log_p = logits.log_softmax(-1)
-    first, second = (top - logits.logsumexp(-1, keepdim=True)).exp().unbind(-1)
-    return torch.stack([first, spread(log_p), first - second, spread((2 * log_p).log_softmax(-1))], -1)
+    found: dict[str, Tensor] = {}
+    if not {"confidence", "margin"}.isdisjoint(statistics):
+        top = logits.topk(2, -1).values
+        peak = top[..., :1]
+        total = (logits - peak).exp().sum(-1, keepdim=True).log() + peak  # logsumexp, whose maximum is known already
+        first, second = (top - total).exp().unbind(-1)
+        found = {"confidence": first, "margin": first - second}
+    spreads = [name for name in ("entropy", "squared entropy") if name in statistics]
+    if spreads:
+        log_p = logits.log_softmax(-1)
+        powers = [log_p if name == "entropy" else (2 * log_p).log_softmax(-1) for name in spreads]
+        found.update(zip(spreads, spread(torch.stack(powers)), strict=True))
+    return torch.stack([found[name] for name in statistics], -1)
 
 
 def spread(log_p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
@@ -58,8 +76,8 @@ def spread(log_p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
 def score(logits: Float[Tensor, "*batch classes"], kind: Score = "confidence") -> Float[Tensor, "*batch"]:
     """High where an answer looks safe: max p, -H(p) or the margin p_(1) - p_(2)."""
     check_choice("kind", kind, get_args(Score))
-    confidence, h, margin, _ = uncertainty(logits).unbind(-1)
-    return {"confidence": confidence, "entropy": -h, "margin": margin}[kind]
+    found = uncertainty(logits, (kind,))[..., 0]
+    return -found if kind == "entropy" else found
 
 
 class UncertaintyGate(nn.Module):
@@ -82,15 +100,14 @@ class UncertaintyGate(nn.Module):
             check_choice("statistics", name, get_args(Statistic))
         if not statistics and not layer:
             raise ValueError("statistics must name at least one where the gate does not see the layer")
-        self.columns = [get_args(Statistic).index(name) for name in statistics]
-        self.layer = layer
-        self.linear = nn.Linear(len(self.columns) + layer, 1)
+        self.statistics, self.layer = tuple(statistics), layer
+        self.linear = nn.Linear(len(self.statistics) + layer, 1)
 
     def forward(self, logits: Float[Tensor, "batch classes"], z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch"]:
         """s, the logit of g."""
-        u = uncertainty(logits.detach())[:, self.columns].to(z)
-        u = torch.cat([u, z.detach()], 1) if self.layer else u
-        return self.linear(u).squeeze(1)
+        seen = [uncertainty(logits.detach(), self.statistics).to(z)] if self.statistics else []
+        seen += [z.detach()] if self.layer else []
+        return self.linear(seen[0] if len(seen) == 1 else torch.cat(seen, 1)).squeeze(1)
 
 
 class GatePolicy:

@@ -128,7 +128,12 @@ CASES = {
         lambda: j.score(LOGITS, "max"),
         lambda: j.ThresholdPolicy(0.5, "max"),
     ],
-    "statistics": [lambda: j.UncertaintyGate(["max"]), lambda: j.UncertaintyGate([])],
+    "statistics": [
+        lambda: j.UncertaintyGate(["max"]),
+        lambda: j.UncertaintyGate([]),
+        lambda: j.uncertainty(LOGITS, ["max"]),
+        lambda: j.uncertainty(LOGITS, []),
+    ],
     "exit": [
         lambda: j.exit_bias(CONF, RIGHT, Y - 1, 2),
         lambda: j.gate_targets(Y + 2, 2),

@@ -1,6 +1,7 @@
 """Exits on backbones by hooks: the same answers with and without compaction, and costs counted twice."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -150,6 +151,17 @@ def test_every_policy_stops_where_its_rule_says():
             assert torch.allclose(answer.logits, logits[torch.arange(40), exits])
 
 
+@pytest.mark.parametrize("shrink", [1, 0.5, 0.2, 0])
+def test_exits_that_nobody_takes(shrink):
+    net, x = network("vit")
+    logits = net(x)
+    for plan in ([3] * 40, [0] + [3] * 39, [0, 2] * 20, [2] * 39 + [0], [1] * 40):
+        exits = torch.tensor(plan)
+        answer = net.decide(x, j.PlanPolicy(exits), shrink=shrink)
+        assert torch.equal(answer.exit, exits)
+        assert torch.allclose(answer.logits, logits[torch.arange(40), exits])
+
+
 def test_the_batch_does_not_matter():
     net, x = network("vit")
     whole = net.decide(x)
@@ -226,6 +238,28 @@ def test_statistics_by_definition():
         assert [top, spread, margin, squared] == pytest.approx([first, float(h), first - second, float(h2)], rel=1e-5)
     two = j.uncertainty(logits[:, :2])
     assert torch.allclose(two[:, 2], 2 * two[:, 0] - 1)
+
+
+@pytest.mark.parametrize("dtype", [D, torch.float32, torch.float16])
+def test_statistics_one_by_one_are_the_columns_of_all(dtype):
+    logits = (4 * torch.randn(30, 6, generator=rng(), dtype=D)).to(dtype)
+    names = ["confidence", "entropy", "margin", "squared entropy"]
+    u = j.uncertainty(logits)
+    for some in ([n] for n in names):
+        assert torch.equal(j.uncertainty(logits, some)[:, 0], u[:, names.index(some[0])])
+    assert torch.equal(j.uncertainty(logits, names[::-1]), u.flip(1))
+    for kind, sign in (("confidence", 1), ("entropy", -1), ("margin", 1)):
+        assert torch.equal(j.score(logits, kind), sign * u[:, names.index(kind)])
+
+
+def test_large_logits_are_finite_though_their_sum_is_not():
+    for dtype, big in ((torch.float16, 6e4), (torch.float32, 1.2e38)):
+        logits = torch.tensor([[big, 0.0, big], [big, 0.0, 0.0]], dtype=dtype)
+        assert torch.isfinite(logits).all() and torch.isinf(logits.sum())
+        assert j.uncertainty(logits)[1].tolist() == [1, 0, 1, 0]
+    opposite = torch.tensor([[math.inf, -math.inf, 0.0]])
+    with pytest.raises(ValueError, match="logits must be finite"):
+        j.uncertainty(opposite)
 
 
 def test_gate_has_five_parameters_and_passes_no_gradient_on():
