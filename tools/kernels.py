@@ -154,6 +154,34 @@ FAMILIES = {
         },
         lambda gpu, kernel, sizes, hip: gpu.plan(kernel, sizes["K"], sizes["DIM"], sizes["LENGTH"], hip=hip),
     ),
+    # K coordinates; a chain's row is one block. Everything that a kernel can do, and the least
+    "langevin_scan": Family(
+        "fp32",
+        pointers("z0 v0 noise sigma decay control stiffness coupling quartic z v", "fp32")
+        | pointers("dz dv dz0 dv0 dnoise dsigma ddecay dcontrol dstiffness dcoupling dquartic force", "fp32")
+        | {"step": "fp32", "T": "i32"},
+        [
+            {"K": 64, "COUPLED": 0, "QUARTIC": 0},
+            {"K": 280, "COUPLED": 0, "QUARTIC": 0},
+            {"K": 64, "COUPLED": 1, "QUARTIC": 1},
+            {"K": 280, "COUPLED": 1, "QUARTIC": 1},
+        ],
+        {
+            "forward": ("_walk", {"SCHEME": 2, "CONTROL": True, "VARYING": True}, []),
+            "forward, released": ("_walk", {"SCHEME": 0, "CONTROL": False, "VARYING": False}, []),
+            "backward": (
+                "_back",
+                {"SCHEME": 2} | dict.fromkeys(("VARYING", "NOISE", "FRICTION", "CONTROL", "MATRIX"), True),
+                [],
+            ),
+            "backward, released": (
+                "_back",
+                {"SCHEME": 0} | dict.fromkeys(("VARYING", "NOISE", "FRICTION", "CONTROL", "MATRIX"), False),
+                [],
+            ),
+        },
+        lambda gpu, kernel, sizes, hip: {**gpu.plan(kernel, sizes["K"], sizes["COUPLED"] == 1), "D": sizes["K"]},
+    ),
 }
 # what flash-linear-attention's parameters mean when they are not the same everywhere: pointers' types, then its flags
 PEER = {

@@ -18,12 +18,14 @@ STEPS = {
     "topk_gate": ("scores", "scan", "positions"),
     "grouped_gemm": ("product", "weight gradient"),
     "gmoe_em": ("tiles", "tiles, tanh by slope", "totals"),
+    "langevin_scan": ("forward", "forward, released", "backward", "backward, released"),
 }
 SIZES = {
     "topk_gate": ({"N": 8, "K": 2}, {"N": 64, "K": 2}, {"N": 160, "K": 6}, {"N": 256, "K": 8}),
     # the second is a transposed view
     "grouped_gemm": ({"K": 1024, "N": 4096}, {"K": 4096, "N": 1024}, {"K": 128, "N": 512}, {"K": 200, "N": 333}),
     "gmoe_em": ({"K": 2, "DIM": 1}, {"K": 3, "DIM": 1}, {"K": 4, "DIM": 2}, {"K": 16, "DIM": 2}),
+    "langevin_scan": tuple({"K": size, "COUPLED": coupled} for coupled in (0, 1) for size in (64, 280)),
 }
 CASES = [
     (name, step, target, size)
@@ -100,3 +102,14 @@ def test_a_transposed_view_costs_no_more_code(find, target):
     plain, view = (find("grouped_gemm", "product", target, size) for size in SIZES["grouped_gemm"][:2])
     assert view["matrix_instructions"] == plain["matrix_instructions"]
     assert view["instructions"] < 1.1 * plain["instructions"]
+
+
+@pytest.mark.parametrize("step", STEPS["langevin_scan"])
+def test_no_more_code_for_a_longer_row(find, step):
+    """Steps are a loop, and coordinates are threads; only a chain of more than one warp needs shared memory."""
+    for target in TARGETS:
+        for pair in (SIZES["langevin_scan"][:2], SIZES["langevin_scan"][2:]):
+            few, many = (find("langevin_scan", step, target, size) for size in pair)
+            assert many["instructions"] < 1.3 * few["instructions"]
+            assert not few["shared_bytes"]
+            assert (many["shared_bytes"] > 0) == (pair[0]["COUPLED"] == 1)
