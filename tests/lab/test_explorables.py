@@ -21,8 +21,10 @@ from gated.lab.explorables import (
     Explorable,
     GateExplorable,
     OffloadExplorable,
+    ParticleExplorable,
     PlaneExplorable,
     RayExplorable,
+    ResponseExplorable,
     RouterExplorable,
     decay_matrix,
     explorable,
@@ -39,7 +41,7 @@ from gated.pregated.simulate import DESIGNS
 WITH_DOTS = [GateExplorable, DecayExplorable]
 WITH_DATA = [DialExplorable, ExitsExplorable]
 FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable, CellsExplorable, RayExplorable]
-FIGURES += [*WITH_DATA, ConsensusExplorable, PlaneExplorable]
+FIGURES += [*WITH_DATA, ConsensusExplorable, ParticleExplorable, PlaneExplorable, ResponseExplorable]
 TOLERANCE = 1e-12
 
 
@@ -180,6 +182,35 @@ def random_consensus(rng: random.Random) -> ConsensusExplorable:
     )
 
 
+def random_particle(rng: random.Random) -> ParticleExplorable:
+    return ParticleExplorable(
+        gamma=rng.randint(0, 95) / 100,
+        h=float(f"{0.01 * 100 ** rng.random():.3g}"),
+        curvature=rng.choice([0, rng.randint(-16, 48) / 4, rng.randint(1, 8) / 4]),
+        coupling=rng.choice([0, rng.randint(0, 40) / 10]),
+        temperature=rng.randint(0, 60) / 20,
+        noise=rng.choice(["released", "exact"]),
+        integrator=rng.choice(["euler", "symplectic", "baoab"]),
+        start=[round(rng.uniform(-3, 3), 2) for _ in range(2)],
+        step=rng.randint(0, 120),
+        seed=rng.randrange(100),
+    )
+
+
+def random_response(rng: random.Random) -> ResponseExplorable:
+    return ResponseExplorable(
+        lam=rng.randint(-60, 60) / 10,
+        sigma=float(f"{0.05 * 80 ** rng.random():.3g}"),
+        tau=float(f"{1e-4 * 1000 ** rng.random():.3g}"),
+        noise=rng.choice([0.0, rng.randint(1, 20) / 200]),
+        method=rng.choice(["stn", "delta", "exact"]),
+        steps=rng.choice([0, rng.randint(0, 100)]),
+        spectrum=rng.choice([(3, 2, 1, 0, -1, -2), [round(rng.uniform(-5, 5), 1) for _ in range(6)]]),
+        mode=rng.randrange(6),
+        seed=rng.randrange(100),
+    )
+
+
 def random_exits(rng: random.Random) -> ExitsExplorable:
     exits = rng.randint(3, 8)
     trace = synthetic_trace(rng.randint(20, 50), exits, seed=rng.randrange(1000))
@@ -199,8 +230,10 @@ def random_exits(rng: random.Random) -> ExitsExplorable:
 
 RANDOM = {
     "exits": random_exits,
+    "response": random_response,
     "consensus": random_consensus,
     "plane": random_plane,
+    "particle": random_particle,
     "dial": random_dial,
     "ray": random_ray,
     "gates": random_gates,
@@ -274,6 +307,10 @@ def test_every_regime_has_its_equation(visit):
         (RayExplorable, "- score(0)) / (c", ") / (c"),
         (RayExplorable, "c ** (1 / (g.degrees[kind] || 1))", "c"),
         (RayExplorable, "which = [1, 1, 2, 3", "which = [1, 1, 2, 1"),
+        (ResponseExplorable, "at - RATE * down", "at - 1.0001 * RATE * down"),
+        (ResponseExplorable, "width * curvature - s.tau / width", "width * curvature - s.tau"),
+        (ResponseExplorable, "rm * sigma * sigma * chance", "rm * sigma * chance"),
+        (ResponseExplorable, "state ^= state >>> 17", "state ^= state >>> 16"),
         (PlaneExplorable, "ratio[i] - ratio[j]", "ratio[j] - ratio[i]"),
         (PlaneExplorable, "lacking -= gain;", ""),
         (PlaneExplorable, "margins[route] <= 0", "margins[0] <= 0"),
@@ -486,6 +523,7 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
     assert shown(page)["preset"] == "" and page.locator("[data-measured][visibility=visible]").count() == 0
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize(
     "figure",
     [
@@ -496,6 +534,7 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
         RayExplorable("gelu"),
         CellsExplorable(top_k=3, delta=0.4),
         PlaneExplorable(angle=30),
+        ResponseExplorable(noise=0.05),
     ],
     ids=lambda one: one.name,
 )
@@ -589,6 +628,8 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
         (RayExplorable, "beta1", 3, 4),
         (CellsExplorable, "slope", 2, 4),
         (PlaneExplorable, "eps", 0.1, 0.2),
+        (ParticleExplorable, "temperature", 2, 0.5),
+        (ResponseExplorable, "lam", 4, 5),
     ],
 )
 def test_the_same_file_drives_a_widget(visit, figure, key, value, again):

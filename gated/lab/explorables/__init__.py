@@ -13,12 +13,15 @@ from gated.lab.explorables.exits import ExitsExplorable
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.gates import GateExplorable
 from gated.lab.explorables.offload import OffloadExplorable
+from gated.lab.explorables.particle import ParticleExplorable
 from gated.lab.explorables.plane import PlaneExplorable
 from gated.lab.explorables.ray import RayExplorable
+from gated.lab.explorables.response import ResponseExplorable
 from gated.lab.explorables.router import RouterExplorable
 
 __all__ = [
-    "CellsExplorable", "ConsensusExplorable", "DecayExplorable", "DialExplorable", "ExitsExplorable", "Explorable",
-    "GateExplorable", "OffloadExplorable", "PlaneExplorable", "RayExplorable", "RouterExplorable",
+    "CellsExplorable", "ConsensusExplorable", "DecayExplorable", "DialExplorable", "ExitsExplorable",
+    "Explorable", "GateExplorable", "OffloadExplorable", "ParticleExplorable", "PlaneExplorable",
+    "RayExplorable", "ResponseExplorable", "RouterExplorable",
     "decay_matrix", "max_exponent",
 ]  # fmt: skip
