@@ -107,12 +107,14 @@ def show(fig: Figure, alt: str) -> Picture:
     svg = re.sub(r" <metadata>.*?</metadata>\n", "", svg, flags=re.S)
     svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)  # the same names recur in every figure of a page
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
+    # matplotlib's one rule of style would hold for the whole page and its other figures: here the root says it
+    svg = re.sub(r"\s*<defs>\s*<style[^>]*>\*{[^}]*}</style>\s*</defs>", "", svg)
     width = 72 * fig.get_figwidth()
     look_ = f'style="width:100%;max-width:{width:.0f}pt;height:auto" aria-hidden="true"'
     svg = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
         rf'<svg xmlns="http://www.w3.org/2000/svg" '
-        rf'xmlns:xlink="http://www.w3.org/1999/xlink" \1 {look_}>',
+        rf'xmlns:xlink="http://www.w3.org/1999/xlink" \1 stroke-linejoin="round" stroke-linecap="butt" {look_}>',
         svg,
         count=1,
     )

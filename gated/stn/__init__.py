@@ -4,6 +4,8 @@
     hyperparameters.py   ranges, values, perturbation, entropy
     selftune.py          `selftune` for any module; dropout, noise and cutout with a strength for each example
     training.py          `Trainer`: the alternation, schedules and their replay, ensembles of runs, resuming
+    theory.py            exact best responses, what a line makes of them, hypergradients
+    study.py             the chapter's runs: arms at equal price
 
 Paper: MacKay, Vicol, Lorraine, Duvenaud and Grosse, "Self-Tuning Networks: Bilevel Optimization of Hyperparameters
 using Structured Best-Response Functions" (ICLR 2019, arXiv 1903.03088). The option `centred` with `linearised` is the

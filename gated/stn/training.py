@@ -448,11 +448,18 @@ def _same(what: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
 
 
 def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """A number for each example that is equal for equal ones (exact integer arithmetic)."""
+    """A number for each example: equal for equal ones, and for others only as often as 64 random bits are."""
     total = torch.zeros(len(x), dtype=torch.long, device=x.device)
     for part in (x, y):
         bits = part.detach().flatten(1) if part.ndim > 1 else part.detach()[:, None]
         bits = bits.to(x.device, torch.float64).view(torch.int64)
-        odd = torch.arange(bits.shape[1], device=x.device) * 0x9E3779B97F4A7C1 * 2 + 1
-        total = (total + (bits * odd).sum(1)) * 0x2545F4914F6CDD1D
+        place = torch.arange(bits.shape[1], device=x.device)
+        total = _mixed(total) + _mixed(bits + _mixed(place)).sum(1)  # where a number stands counts too
     return total
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """SplitMix64's last steps: every bit of the result hangs on every bit given."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
+        bits = (bits ^ (bits >> shift)) * factor
+    return bits ^ (bits >> 31)

@@ -94,6 +94,14 @@ def test_the_figure_follows_the_page():
     assert not re.search(r"http(?!://www\.w3\.org)", picture.svg)
 
 
+def test_no_figure_styles_the_rest_of_the_page():
+    """A `<style>` in an inline SVG holds for the document, so that a round dot elsewhere would lose its cap."""
+    svg = draw().svg
+    assert "<style" not in svg
+    root = svg[: svg.index(">")]
+    assert 'stroke-linejoin="round"' in root and 'stroke-linecap="butt"' in root
+
+
 def test_the_figure_speaks():
     bundle = draw()._repr_mimebundle_()
     assert bundle["text/plain"] == 'Our loss falls, the "peer\'s" rises'
