@@ -182,6 +182,15 @@ FAMILIES = {
         },
         lambda gpu, kernel, sizes, hip: {**gpu.plan(kernel, sizes["K"], sizes["COUPLED"] == 1), "D": sizes["K"]},
     ),
+    # K rows beside the four limits
+    "barrier_qp": Family(
+        "fp32",
+        pointers("a b c d w u value du da db dc dd dw", "fp32")
+        | {"active": "*i64", "feasible": "*i8", "xi": "fp32", "limit": "fp32", "P": "i32"},
+        [{"K": 6}, {"K": 12}, {"K": 60}],
+        {"forward": ("_solve", {}, []), "backward": ("_adjoint", {}, [])},
+        lambda gpu, kernel, sizes, hip: {**gpu.plan(kernel, sizes["K"]), "M": sizes["K"]},
+    ),
 }
 # what flash-linear-attention's parameters mean when they are not the same everywhere: pointers' types, then its flags
 PEER = {

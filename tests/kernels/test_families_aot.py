@@ -19,6 +19,7 @@ STEPS = {
     "grouped_gemm": ("product", "weight gradient"),
     "gmoe_em": ("tiles", "tiles, tanh by slope", "totals"),
     "langevin_scan": ("forward", "forward, released", "backward", "backward, released"),
+    "barrier_qp": ("forward", "backward"),
 }
 SIZES = {
     "topk_gate": ({"N": 8, "K": 2}, {"N": 64, "K": 2}, {"N": 160, "K": 6}, {"N": 256, "K": 8}),
@@ -26,6 +27,7 @@ SIZES = {
     "grouped_gemm": ({"K": 1024, "N": 4096}, {"K": 4096, "N": 1024}, {"K": 128, "N": 512}, {"K": 200, "N": 333}),
     "gmoe_em": ({"K": 2, "DIM": 1}, {"K": 3, "DIM": 1}, {"K": 4, "DIM": 2}, {"K": 16, "DIM": 2}),
     "langevin_scan": tuple({"K": size, "COUPLED": coupled} for coupled in (0, 1) for size in (64, 280)),
+    "barrier_qp": ({"K": 6}, {"K": 12}, {"K": 60}),
 }
 CASES = [
     (name, step, target, size)
@@ -113,3 +115,11 @@ def test_no_more_code_for_a_longer_row(find, step):
             assert many["instructions"] < 1.3 * few["instructions"]
             assert not few["shared_bytes"]
             assert (many["shared_bytes"] > 0) == (pair[0]["COUPLED"] == 1)
+
+
+@pytest.mark.parametrize("step", STEPS["barrier_qp"])
+def test_no_more_code_for_more_barriers(find, step):
+    """Lines are a loop and rows are threads: 60 barriers take no longer code than 6."""
+    for target in TARGETS:
+        few, _, many = (find("barrier_qp", step, target, size) for size in SIZES["barrier_qp"])
+        assert many["instructions"] < 1.2 * few["instructions"]

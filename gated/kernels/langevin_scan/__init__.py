@@ -18,6 +18,7 @@ exact for a = exp(-friction h), and their noise is the one that leaves the tempe
 
     reference.py   the definition, a step at a time
     cpu.py         in-place operators on whole rows, and the adjoint walk back
+    inductor.py    modes and chains in machine code, several steps a call
     gpu.py         Triton: a row's block of coordinates stays in registers over all steps
 
 Autograd, fake tensors, vmap and `torch.compile(fullgraph=True)` see one operator forward and one backward
@@ -38,7 +39,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.kernels.langevin_scan import cpu
+from gated.kernels.langevin_scan import cpu, inductor
 from gated.kernels.langevin_scan.reference import lattice_force, naive_langevin_scan
 
 __all__ = ["Scheme", "langevin_scan", "lattice_force", "naive_langevin_scan"]
@@ -59,6 +60,7 @@ def langevin_scan(
     temperature: Tensor | float | int = 1.0,
     control: Float[Tensor, "batch time dim"] | None = None,
     scheme: str = "baoab",
+    compiled: bool = False,
 ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time dim"]]:
     """Positions and velocities after each of the T steps; the first state, z0 and v0, is not among them.
 
@@ -73,6 +75,9 @@ def langevin_scan(
         temperature: at least 0: a number, or a tensor [] or [dim].
         control: u_t, added to v where the noise is; None is none.
         scheme: "released", "symplectic" or "baoab".
+        compiled: on a CPU, by PyTorch's Inductor, but for H, a single step or a single number: some seconds once for
+            each form, that is scheme, dtype, what is None, and which tensors require a gradient. A warning, and no
+            effect, where Inductor finds no C++ compiler or a space in the environment's path.
 
     Returns:
         z and v, float32, or float64 where z0 is float64. All is computed in that dtype, under autocast too. They
@@ -109,7 +114,7 @@ def langevin_scan(
     if dense:
         rows[0] = stiffness.to(dtype)[None]
     z, v = torch.ops.gated.langevin_scan(
-        z0.to(dtype), v0.to(dtype), paths[0], *factors, paths[1], *rows, float(step), scheme
+        z0.to(dtype), v0.to(dtype), paths[0], *factors, paths[1], *rows, float(step), scheme, compiled
     )
     return z.transpose(0, 1), v.transpose(0, 1)
 
@@ -234,7 +239,7 @@ def _check_last(z, v, z0, v0, noise, sigma, control, stiffness, coupling, quarti
 _POTENTIAL = "Tensor stiffness, Tensor? coupling, Tensor? quartic, float step, str scheme"
 
 
-def _scan_gpu(z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme):
+def _scan_gpu(z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme, compiled=False):
     from gated.kernels.langevin_scan import gpu
 
     return gpu.forward(z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme)
@@ -246,15 +251,16 @@ _scan = torch.library.custom_op(
     mutates_args=(),
     device_types="cuda",
     schema="(Tensor z0, Tensor v0, Tensor noise, Tensor sigma, Tensor decay, Tensor? control, "
-    f"{_POTENTIAL}) -> (Tensor, Tensor)",
+    f"{_POTENTIAL}, bool compiled=False) -> (Tensor, Tensor)",
 )
 
 
 @_scan.register_kernel("cpu")
-def _scan_cpu(z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme):
+def _scan_cpu(z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme, compiled=False):
     _check_values(decay, stiffness, coupling, step, scheme)
+    inputs = (z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme)
     with torch.autocast("cpu", enabled=False):
-        z, v = cpu.forward(z0, v0, noise, sigma, decay, control, stiffness, coupling, quartic, step, scheme)
+        z, v = (inductor.forward(*inputs) if compiled else None) or cpu.forward(*inputs)
     _check_last(z, v, z0, v0, noise, sigma, control, stiffness, coupling, quartic)
     return z, v
 
@@ -268,7 +274,7 @@ def _backward_gpu(*inputs):
     """Gradients of z0, v0 and, empty if not wanted, of noise, sigma, decay, control, stiffness, coupling, quartic."""
     from gated.kernels.langevin_scan import gpu
 
-    return gpu.backward(*inputs)
+    return gpu.backward(*inputs[:15])
 
 
 _scan_backward = torch.library.custom_op(
@@ -277,32 +283,33 @@ _scan_backward = torch.library.custom_op(
     mutates_args=(),
     device_types="cuda",
     schema="(Tensor z0, Tensor v0, Tensor z, Tensor v, Tensor noise, Tensor sigma, Tensor decay, "
-    f"{_POTENTIAL}, Tensor dz, Tensor dv, bool[] wanted) -> Tensor[]",
+    f"{_POTENTIAL}, Tensor dz, Tensor dv, bool[] wanted, bool compiled=False) -> Tensor[]",
 )
 
 
 @_scan_backward.register_kernel("cpu")
 def _backward_cpu(*inputs):
+    inputs, compiled = inputs[:15], inputs[15:] == (True,)
     with torch.autocast("cpu", enabled=False):
-        return cpu.backward(*inputs)
+        return (inductor.backward(*inputs) if compiled else None) or cpu.backward(*inputs)
 
 
 @_scan_backward.register_fake
-def _backward_fake(z0, v0, z, v, noise, sigma, decay, stiffness, coupling, quartic, step, scheme, dz, dv, wanted):
+def _backward_fake(z0, v0, z, v, noise, sigma, decay, stiffness, coupling, quartic, step, scheme, dz, dv, wanted, *_):
     like = zip((noise, sigma, decay, noise, stiffness, z0, z0), wanted, strict=True)
     return [z0.new_empty(shape) for shape in (z0.shape, z0.shape, *(y.shape if want else (0,) for y, want in like))]
 
 
 def _setup_context(ctx, inputs, output):
-    z0, v0, noise, sigma, decay, _, stiffness, coupling, quartic, ctx.step, ctx.scheme = inputs
+    z0, v0, noise, sigma, decay, _, stiffness, coupling, quartic, *ctx.options = inputs
     ctx.save_for_backward(z0, v0, *output, noise, sigma, decay, stiffness, coupling, quartic)
 
 
 def _autograd(ctx, dz, dv):
     wanted = list(ctx.needs_input_grad[2:9])
-    grads = torch.ops.gated.langevin_scan_backward(*ctx.saved_tensors, ctx.step, ctx.scheme, dz, dv, wanted)
+    grads = torch.ops.gated.langevin_scan_backward(*ctx.saved_tensors, *ctx.options[:2], dz, dv, wanted, ctx.options[2])
     rest = [y if want else None for y, want in zip(grads[2:], wanted, strict=True)]
-    return *grads[:2], *rest, None, None
+    return *grads[:2], *rest, None, None, None
 
 
 _scan.register_autograd(_autograd, setup_context=_setup_context)

@@ -7,8 +7,9 @@ and control are read where they are, and of the way back only one row of each gr
 
 **Chunks.** For modes with a decay that stays the same, c steps are a 2 x 2 matrix M^c for each of them. So a path is
 cut into about sqrt(T) chunks that are walked side by side from zero; M^c then carries the true states from chunk to
-chunk, and a second walk starts from those. Twice the numbers, but about 4 sqrt(T) rows of calls in place of T: that
-pays for small rows and does no harm to those of 4,096. The walk back does the same with M transposed.
+chunk, and a second walk starts from those. Twice the numbers, but about 4 sqrt(T) rows of calls in place of T: at
+T = 100 that halves the time of rows of 256 numbers, and takes a fifth off that of 4,096; from WIDTH / 4 on nothing is
+cut. The walk back does the same with M transposed.
 
 **Gradients.** With p those by the state after a step and s_t = a p_v' what reaches the force, "released" has
 
