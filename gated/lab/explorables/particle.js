@@ -429,7 +429,12 @@ function render({ model, el }) {
     fig.set({ step: 0 });
   });
   press("other noise", () => fig.set({ seed: (model.get("seed") + 1) % 10000 }));
-  slider(fig, { key: "step", label: "Bin n", min: 0, max: STEPS, step: 1 });
+  const fixed = (digits) => (v) => v.toFixed(digits).replace("-", "−");
+  const power = { decode: (u) => +(10 ** u).toPrecision(3), encode: Math.log10 };
+  slider(fig, { key: "step", label: "Bin", min: 0, max: STEPS, step: 1 });
+  slider(fig, { key: "gamma", label: "Friction γ", min: 0, max: 0.95, step: 0.01, show: fixed(2) });
+  slider(fig, { key: "h", label: "Step h", min: -2, max: 0, step: 0.02, show: (v) => short(v), ...power });
+  slider(fig, { key: "curvature", label: "Curvature λ", min: -4, max: 12, step: 0.25, show: fixed(2) });
   const released = { h: 0.01, curvature: 11, coupling: 0, temperature: 1, noise: "released", integrator: "euler", start: [1.5, 0] };
   presets(fig, {
     label: "Settings",
@@ -444,11 +449,6 @@ function render({ model, el }) {
       }],
     ],
   });
-  const fixed = (digits) => (v) => v.toFixed(digits).replace("-", "−");
-  const power = { decode: (u) => +(10 ** u).toPrecision(3), encode: Math.log10 };
-  slider(fig, { key: "gamma", label: "Friction γ", min: 0, max: 0.95, step: 0.01, show: fixed(2) });
-  slider(fig, { key: "h", label: "Step h", min: -2, max: 0, step: 0.02, show: (v) => short(v), ...power });
-  slider(fig, { key: "curvature", label: "Curvature λ", min: -4, max: 12, step: 0.25, show: fixed(2) });
   slider(fig, { key: "coupling", label: "Coupling κ", min: 0, max: 4, step: 0.1, show: fixed(1) });
   slider(fig, { key: "temperature", label: "Temperature T", min: 0, max: 3, step: 0.05, show: fixed(2) });
   choice(fig, { key: "noise", label: "Noise", options: Object.entries(model.get("noises")) });

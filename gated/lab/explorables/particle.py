@@ -165,12 +165,12 @@ class ParticleExplorable(Explorable):
     def markup(self) -> str:
         v = self.values()
         numbers = {
-            "zeta": ("Damping ratio ζ", _list(v["zeta"])),
-            "turns": ("Turns? h²(λ+2κ), bound", _turns(v)),
+            "zeta": ("Damping ζ", _list(v["zeta"])),
+            "turns": ("Turns? h²(λ + 2κ)", _turns(v)),
             "period": ("Bins of a turn", _list(v["period"])),
-            "memory": ("Memory of v in bins", _short(v["memory"])),
-            "factor": ("Area × in a step; 1 − γ", f"{v['factor']:.4f}; {self.how['a']:.4f}"),
-            "radius": ("Largest | μ |", f"{v['radius']:.4f}"),
+            "memory": ("Bins of memory", _short(v["memory"])),
+            "factor": ("Area × a step; 1 − γ", f"{v['factor']:.4f}; {self.how['a']:.4f}"),
+            "radius": ("Greatest | μ |", f"{v['radius']:.4f}"),
             "law": ("Variances z; v, long run", _list(v["law"])),
             "cloud": ("Variances z; v, now", _list(v["cloud"])),
             "energy": ("Mean energy now; long run", _list([v["energy"], v["rest"]])),
