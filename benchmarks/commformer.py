@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gated.commformer import PPO, Arm, CommFormer, Population, relation_attention, sample_graph, senders
+from gated.commformer import PPO, Arm, Cohort, CommFormer, relation_attention, sample_graph, senders
 from gated.commformer.rivals import random_actions, ring_graph
 from gated.commformer.worlds import PermutationLookup, Pursuit, World
 from gated.lab import bench
@@ -160,7 +160,7 @@ def training_races(report: bench.Report, runs: int, copies: int, quick: bool) ->
     def people(count: int) -> Callable[[], object]:
         world = PermutationLookup(count * copies, tuple((i + 1) % agents for i in range(agents)))
         arms = [Arm("ring", graph=ring_graph(agents))]
-        team = Population(
+        team = Cohort(
             lambda seed: CommFormer(agents, world.observation_size, world.num_actions, width=32, seed=seed),
             arms,
             range(count),

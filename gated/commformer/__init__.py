@@ -27,19 +27,19 @@ from gated.commformer.graph import (
     senders,
 )
 from gated.commformer.network import CommFormer, Decision
-from gated.commformer.population import Arm, EdgeSchedule, Losses, Population
+from gated.commformer.population import Arm, Cohort, EdgeSchedule, Losses
 from gated.commformer.ppo import PPO, Rollout, ValueNorm, advantages, clipped_policy_loss, clipped_value_loss
 from gated.commformer.receive import ReceiveGate, gate_log_prob, stored_gate
 
 __all__ = [
     "PPO",
     "Arm",
+    "Cohort",
     "CommFormer",
     "Decision",
     "EdgeSchedule",
     "Estimator",
     "Losses",
-    "Population",
     "ReceiveGate",
     "Rollout",
     "ValueNorm",

@@ -136,7 +136,7 @@ class RunAdam:
             p -= (rate * where).view(shape) * m / (v.sqrt() / root.view(shape) + self.eps)
 
 
-class Population:
+class Cohort:
     """Runs of `arms` times `seeds`, the seeds of an arm side by side: run = arm * len(seeds) + seed.
 
     All arms of a seed start with the same weights. Everything that is measured comes with a leading axis of runs.
@@ -395,7 +395,7 @@ class Population:
 class _Batch:
     """A rollout as the update wants it: steps and copies in one axis, advantages, targets, and what was before."""
 
-    def __init__(self, population: Population, rollout: Rollout) -> None:
+    def __init__(self, population: Cohort, rollout: Rollout) -> None:
         settings, norm = population.settings, population.returns
         _, self.steps, self.copies = rollout.done.shape
         self.observation, self.action, self.receive = (

@@ -6,8 +6,8 @@ import torch
 from gated.commformer import (
     PPO,
     Arm,
+    Cohort,
     CommFormer,
-    Population,
     ReceiveGate,
     ValueNorm,
     advantages,
@@ -211,16 +211,16 @@ def test_settings_out_of_range(options, message):
 
 def test_populations_that_do_not_fit():
     with pytest.raises(ValueError, match="arms must be an integer of at least 1"):
-        Population(lambda seed: network(), [], [0])
+        Cohort(lambda seed: network(), [], [0])
     with pytest.raises(ValueError, match=r"graph of 'x' must have shape \(3, 3\), got \(2, 2\)"):
-        Population(lambda seed: network(), [Arm("x", graph=torch.zeros(2, 2))], [0])
+        Cohort(lambda seed: network(), [Arm("x", graph=torch.zeros(2, 2))], [0])
     with pytest.raises(ValueError, match="k must be at most 2"):
-        Population(lambda seed: network(), [Arm("x", "split", k=3)], [0])
+        Cohort(lambda seed: network(), [Arm("x", "split", k=3)], [0])
 
 
 def test_worlds_that_do_not_fit():
-    def people(*arms: Arm, **settings) -> Population:
-        return Population(lambda seed: network(), arms, [0], PPO(**settings))
+    def people(*arms: Arm, **settings) -> Cohort:
+        return Cohort(lambda seed: network(), arms, [0], PPO(**settings))
 
     fixed, split = Arm("fixed", graph=GRAPH), Arm("split", "split")
     game = lambda copies: PermutationLookup(copies, (1, 2, 0), 2)  # noqa: E731

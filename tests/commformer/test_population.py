@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from gated.commformer import (
     PPO,
     Arm,
+    Cohort,
     CommFormer,
-    Population,
     Rollout,
     ValueNorm,
     advantages,
@@ -39,11 +39,11 @@ def lookup(copies: int, **options) -> PermutationLookup:
     return PermutationLookup(copies, PERMUTATION, 2, **options)
 
 
-def population(*arms: Arm, seeds=(0,), settings: PPO | None = None, **options) -> Population:
-    return Population(lambda seed: build(seed, **options), arms, seeds, settings)
+def population(*arms: Arm, seeds=(0,), settings: PPO | None = None, **options) -> Cohort:
+    return Cohort(lambda seed: build(seed, **options), arms, seeds, settings)
 
 
-def sharpen(people: Population) -> Population:
+def sharpen(people: Cohort) -> Cohort:
     """Weights of order one, so that everything matters."""
     with torch.no_grad():
         for name, p in people.weights.items():
@@ -150,7 +150,7 @@ def test_a_population_is_its_runs_one_at_a_time():
     many.update(rollout, generator())
     for run in range(4):
         arm = arms[run // 2]
-        alone = Population(lambda seed, run=run: before[run], [arm], [0])
+        alone = Cohort(lambda seed, run=run: before[run], [arm], [0])
         alone.update(Rollout(*(x[run : run + 1] for x in rollout)), generator())
         for name, p in many.parameters.items():
             assert torch.allclose(p[run], alone.parameters[name][0], atol=2e-5), name
@@ -247,7 +247,7 @@ def test_who_moves_in_which_pass():
     assert passes["every5"] == [(True, False)] * 4 + [(False, True), (True, False)]
 
 
-def snapshot(people: Population) -> dict[str, torch.Tensor]:
+def snapshot(people: Cohort) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in people.parameters.items()}
 
 
@@ -317,7 +317,7 @@ def test_a_block_counts_steps_until_done_and_its_messages():
     world = pursuit(2 * 40)
     sizes = (world.num_agents, world.observation_size, world.num_actions)
     arms = [Arm("one", graph=graph_from_indices([[], [], [0]])), Arm("none", graph=NOBODY)]
-    people = Population(lambda seed: CommFormer(*sizes, width=8, seed=seed), arms, [0])
+    people = Cohort(lambda seed: CommFormer(*sizes, width=8, seed=seed), arms, [0])
     rollout = people.collect(world, generator(3))
     assert rollout.observation.shape == (2, 12, 40, 3, world.observation_size)
     replay, starts = pursuit(2 * 40), generator(3)
@@ -340,7 +340,7 @@ def test_dead_steps_teach_nothing():
     sizes = (world.num_agents, world.observation_size, world.num_actions)
     ends = []
     for spoil in (False, True):
-        people = Population(
+        people = Cohort(
             lambda seed: CommFormer(*sizes, width=8, seed=seed), [Arm("none", graph=torch.zeros(2, 2))], [0]
         )
         rollout = people.collect(world, generator(1))
@@ -383,7 +383,7 @@ def test_listening_pays_until_its_price_is_what_it_brings():
     penalties = (0.3, 0.7)
     arms = [Arm(str(p), graph=ORACLE, lr=1e-2, penalty=p) for p in penalties]
     world = lookup(2 * 64, flag_rate=0.5)
-    people = Population(
+    people = Cohort(
         lambda seed: CommFormer(
             3, world.observation_size, 2, width=16, decoder="parallel", receive_gate="score", seed=seed
         ),
