@@ -4,7 +4,7 @@
     attention.py    relation attention along the edges, and the gradient of a link
     receive.py      the gate of each agent that opens at the moments at which it listens
     network.py      `CommFormer`: encoder, critic and three decoders, with cached choosing
-    ppo.py          advantages, normalised values, the clipped loss
+    ppo.py          normalised values, the clipped loss
     population.py   many seeds and variants trained at once; schedules that share the data between weights and edges
     worlds.py       permutation lookup, predators that capture prey, the scout: thousands of copies at once
     rivals.py       graphs to compare with, and scripted players on any graph
@@ -28,7 +28,7 @@ from gated.commformer.graph import (
 )
 from gated.commformer.network import CommFormer, Decision
 from gated.commformer.population import Arm, Cohort, EdgeSchedule, Losses
-from gated.commformer.ppo import PPO, Rollout, ValueNorm, advantages, clipped_policy_loss, clipped_value_loss
+from gated.commformer.ppo import PPO, Rollout, ValueNorm, clipped_policy_loss, clipped_value_loss
 from gated.commformer.receive import ReceiveGate, gate_log_prob, stored_gate
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "ReceiveGate",
     "Rollout",
     "ValueNorm",
-    "advantages",
     "clipped_policy_loss",
     "clipped_value_loss",
     "gate_log_prob",

@@ -37,7 +37,6 @@ from gated.commformer.ppo import (
     PPO,
     Rollout,
     ValueNorm,
-    advantages,
     clipped_policy_loss,
     clipped_value_loss,
     run_mean,
@@ -47,6 +46,7 @@ from gated.commformer.receive import gate_log_prob
 from gated.commformer.worlds import World
 from gated.gates._validation import check_positive, check_sizes
 from gated.gates.noise import add_logistic_noise, gumbel_noise
+from gated.policy_gradient import advantages
 
 EdgeSchedule = Literal["fixed", "split", "every5", "joint"]
 RATIO_TOLERANCE = 1e-3
@@ -410,7 +410,8 @@ class _Batch:
         def learn(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Advantage of unit deviation, return, and the old value in the critic's units."""
             real = norm.denormalise(value)
-            gain = advantages(reward, real, rollout.done, settings.discount, settings.decay)
+            steps = (x.movedim(1, 0) for x in (reward, real, rollout.done))
+            gain = advantages(*steps, discount=settings.discount, trace=settings.trace).movedim(0, 1)
             gain, target = gain.flatten(1, 2), (gain + real[:, :-1]).flatten(1, 2)
             return standardise(gain, self.weight), target, value[:, :-1].flatten(1, 2)
 

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation for many runs at once: advantages, values in units of their own, the clipped loss.
+"""Proximal policy optimisation for many runs at once: values in units of their own, the clipped loss.
 
 All tensors of a rollout have the leading axes runs, time, batch; then agents. A run is a network of its own, and
 nothing here mixes two of them. A copy of the world that is done stays in its place until the block ends, and no longer
@@ -8,7 +8,7 @@ L = -E[min(rho A, clip(rho, 1 - c, 1 + c) A)] - entropy H + value L_V, with rho_
 agent, L_V = max(Huber(V - R), Huber(V_clip - R)), V_clip within c of the old value, and R in units of its running
 deviation.
 
-Source: Schulman et al. 2017, arXiv 1707.06347; generalised advantages, arXiv 1506.02438; values as in the released code
+Source: Schulman et al. 2017, arXiv 1707.06347; values as in the released code
 of arXiv 2405.08550.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gated.gates._validation import check_positive, check_sizes
+from gated.policy_gradient import clipped_gain
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PPO:
     edge_value: float | int = 1.0
     """Weight of L_V in passes that move edges: with 0 the critic has no say in who hears whom."""
     discount: float | int = 0.99
-    decay: float | int = 0.95
+    trace: float | int = 0.95
     """lambda of the generalised advantage."""
     huber: float | int = 10.0
     grad_norm: float | int = 10.0
@@ -52,7 +53,7 @@ class PPO:
         check_sizes(epochs=self.epochs, groups=self.groups)
         for name in ("clip", "huber", "grad_norm", "temperature"):
             check_positive(name, getattr(self, name))
-        for name in ("discount", "decay"):
+        for name in ("discount", "trace"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("entropy", "value", "edge_value"):
@@ -102,32 +103,6 @@ class Rollout(NamedTuple):
     def receive_rate(self) -> Float[Tensor, " runs"]:
         """Share of open gates over agents and the steps that count."""
         return (self.receive.mean(-1) * self.live).sum((1, 2)) / self.live.sum((1, 2))
-
-
-def advantages(
-    reward: Float[Tensor, "runs time batch agents"],
-    value: Float[Tensor, "runs after batch agents"],
-    done: Bool[Tensor, "runs time batch"],
-    discount: float | int = 0.99,
-    decay: float | int = 0.95,
-) -> Float[Tensor, "runs time batch agents"]:
-    """A_t = d_t + discount decay A_(t+1), d_t = r_t + discount V_(t+1) - V_t; both stop where a copy is done.
-
-    A block that ends before a copy is done is cut off by the clock, not by the task: there the last value stands for
-    all that would follow. A + V is the return that the critic is trained on.
-
-    Raises:
-        ValueError: a value that is not one step longer than the reward.
-    """
-    steps = reward.shape[1]
-    if value.shape[1] != steps + 1:
-        raise ValueError(f"value must have {steps + 1} steps, one more than the reward, got {value.shape[1]}")
-    ahead, out = torch.zeros_like(reward[:, 0]), []
-    for t in reversed(range(steps)):
-        goes_on = (~done[:, t, :, None]).to(reward)
-        ahead = reward[:, t] + discount * goes_on * (value[:, t + 1] + decay * ahead) - value[:, t]
-        out.append(ahead)
-    return torch.stack(out[::-1], 1)
 
 
 class ValueNorm:
@@ -184,8 +159,7 @@ def clipped_policy_loss(
     clip: float | int,
 ) -> Float[Tensor, " runs"]:
     """-sum w min(rho A, clip(rho, 1 - c, 1 + c) A) / sum w for each run, rho = exp(log_prob - old_log_prob)."""
-    ratio = (log_prob - old_log_prob).exp()
-    gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    gain = clipped_gain(log_prob - old_log_prob, advantage.expand_as(log_prob), clip)
     return -run_mean(gain, weight)
 
 

@@ -22,7 +22,7 @@ from gated.online_cbf.network import GraphTuner, Neighbourhood, Observation, obs
 from gated.online_cbf.policies import constant, keep_right, nearer_first, random_strengths
 from gated.online_cbf.rollout import Trajectory, Tuner, advance, initial_state, rollout
 from gated.online_cbf.search import CrossEntropy, GridSearch, constant_score, cross_entropy, grid_search
-from gated.online_cbf.training import Progress, Rewards, advantages, descend, ppo, returns, rewards
+from gated.online_cbf.training import Progress, Rewards, descend, ppo, returns, rewards
 
 __all__ = [
     "AgentState",
@@ -40,7 +40,6 @@ __all__ = [
     "Trajectory",
     "Tuner",
     "advance",
-    "advantages",
     "arena",
     "barrier_rows",
     "class_k",

@@ -23,6 +23,7 @@ from gated.online_cbf.filter import AgentState, SafetyFilter
 from gated.online_cbf.measures import navigation
 from gated.online_cbf.network import GraphTuner, Neighbourhood, Observation
 from gated.online_cbf.rollout import Trajectory, advance, initial_state, rollout
+from gated.policy_gradient import advantages, clipped_gain
 
 WAIT, BONUS, PENALTY = 0.02, 1.0, 0.5
 EVERY = 5
@@ -68,28 +69,6 @@ def returns(trajectory: Trajectory, *, every: int = EVERY) -> Float[Tensor, " ba
     """Undiscounted sum of an episode's team rewards: what all three ways of learning are to make large."""
     earned = rewards(trajectory, every=every)
     return earned.reward.sum((0, 2)) / trajectory.arena.present.sum(1)
-
-
-def advantages(
-    earned: Rewards, value: Float[Tensor, "times batch agents"], *, gamma: float | int = 0.99, trace: float | int = 0.95
-) -> Float[Tensor, "decisions batch agents"]:
-    """Generalised advantage estimates, sum_k (gamma trace)^k delta_{t+k} within an episode.
-
-    delta_t = r_t + gamma V_{t+1} - V_t, without V_{t+1} where the team arrived, with it where time ran out.
-
-    Args:
-        value: V at each decision and at the end, times = decisions + 1.
-
-    Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16.
-    """
-    reward, alive, terminal = earned
-    goes_on = (~terminal)[..., None].to(value.dtype)
-    delta = reward + gamma * goes_on * value[1:] - value[:-1]
-    out, after = torch.zeros_like(delta), torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        after = (delta[t] + gamma * trace * goes_on[t] * after) * alive[t][:, None]
-        out[t] = after
-    return out
 
 
 class Collected(NamedTuple):
@@ -144,7 +123,7 @@ def ppo(
     iterations: int = 60,
     every: int = EVERY,
     team: float | int = 0.5,
-    gamma: float | int = 0.99,
+    discount: float | int = 0.99,
     trace: float | int = 0.95,
     clip: float | int = 0.2,
     epochs: int = 4,
@@ -158,7 +137,7 @@ def ppo(
     Args:
         problems: draws the batch of an iteration.
         generator: of problems, draws, order, and the critic's first weights.
-        every, team: as in `rewards`. gamma, trace: as in `advantages`.
+        every, team: as in `rewards`. discount, trace: as in `gated.policy_gradient.advantages`.
         clip: how far the ratio of densities may leave 1 and still be paid for.
         entropy: weight of the policy's entropy, here that of log_std. width: of the critic.
 
@@ -176,7 +155,7 @@ def ppo(
         earned = rewards(batch.trajectory, every=every, team=team)
         with torch.no_grad():
             value = torch.stack([critic(s)[..., 0] for s in _times(batch.seen)]).to(earned.reward.dtype)
-        gain = advantages(earned, value, gamma=gamma, trace=trace)
+        gain = advantages(earned.reward, value, earned.terminal, live=earned.alive, discount=discount, trace=trace)
         target = (gain + value[:-1]).flatten(0, 1)
         weight = (earned.alive[..., None] & present).flatten(0, 1)
         gain = gain.flatten(0, 1)
@@ -200,14 +179,6 @@ def ppo(
                 optimizer.step()
         progress.append(_entry(batch.trajectory, rule, every, norms))
     return Progress(*torch.tensor(progress).T)
-
-
-def clipped_gain(
-    log_ratio: Float[Tensor, "*shape"], gain: Float[Tensor, "*shape"], clip: float | int
-) -> Float[Tensor, "*shape"]:
-    """min(r A, clip(r, 1 - clip, 1 + clip) A) with r = e^log_ratio: what a step away from the old policy is paid."""
-    ratio = log_ratio.exp()
-    return torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain)
 
 
 def descend(

@@ -10,7 +10,6 @@ from gated.commformer import (
     CommFormer,
     ReceiveGate,
     ValueNorm,
-    advantages,
     graph_from_indices,
     inclusion_probability,
     initial_edges,
@@ -241,7 +240,5 @@ def test_worlds_that_do_not_fit():
 
 
 def test_parts_of_ppo_that_do_not_fit():
-    with pytest.raises(ValueError, match="value must have 5 steps, one more than the reward"):
-        advantages(torch.zeros(1, 4, 2, 3), torch.zeros(1, 4, 2, 3), torch.zeros(1, 4, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"keep must lie in \[0, 1\)"):
         ValueNorm(2, keep=1.0, like=torch.zeros(1))

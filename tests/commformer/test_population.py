@@ -12,7 +12,6 @@ from gated.commformer import (
     CommFormer,
     Rollout,
     ValueNorm,
-    advantages,
     clipped_policy_loss,
     clipped_value_loss,
     graph_from_indices,
@@ -52,30 +51,6 @@ def sharpen(people: Cohort) -> Cohort:
 
 
 # The parts -----------------------------------------------------------------------------------------------------------
-
-
-def test_advantages_are_discounted_errors_and_stop_where_nothing_follows():
-    draw = generator()
-    reward, value = torch.randn(2, 4, 3, 2, generator=draw), torch.randn(2, 5, 3, 2, generator=draw)
-    done = torch.zeros(2, 4, 3, dtype=torch.bool)
-    done[0, 1:, 0] = True  # solved at step 1, and so it stays
-    done[1, 3, 2] = True
-    ours = advantages(reward, value, done, 0.9, 0.7)
-    for run in range(2):
-        for copy in range(3):
-            for t in range(4):
-                total, weight = torch.zeros(2), 1.0
-                for s in range(t, 4):
-                    stop = bool(done[run, s, copy])
-                    total += weight * (
-                        reward[run, s, copy] + 0.9 * (not stop) * value[run, s + 1, copy] - value[run, s, copy]
-                    )
-                    weight *= 0.9 * 0.7
-                    if stop:
-                        break
-                assert torch.allclose(ours[run, t, copy], total, atol=1e-6)
-    steps = advantages(reward, torch.zeros(2, 5, 3, 2), torch.zeros_like(done), 1.0, 1.0)
-    assert torch.allclose(steps[:, 0], reward.sum(1), atol=1e-6)  # no discount, no values: the sum that is to come
 
 
 def test_values_are_standardised_by_corrected_averages():

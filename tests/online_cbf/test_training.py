@@ -1,13 +1,11 @@
-"""Rewards, advantages and their bootstrap one by one, then whether learning learns."""
+"""Rewards one by one, then whether learning learns."""
 
 import pytest
 import torch
 
 from gated.online_cbf import (
     GraphTuner,
-    Rewards,
     SafetyFilter,
-    advantages,
     constant,
     constant_score,
     cross_entropy,
@@ -23,7 +21,8 @@ from gated.online_cbf import (
     rewards,
     rollout,
 )
-from gated.online_cbf.training import clipped_gain, collect
+from gated.online_cbf.training import collect
+from gated.policy_gradient import clipped_gain
 
 F64 = torch.float64
 
@@ -76,33 +75,6 @@ def test_a_return_is_progress_less_time_and_the_bonus():
         drive.position[0] - drive.arena.goal
     ).norm()
     assert returns(drive, every=1).item() == pytest.approx(1 - float(left) - 0.02 * arrived + 1)
-
-
-def test_advantages_are_the_sums_they_stand_for():
-    g = generator(1)
-    reward, value = torch.randn(6, 4, 2, generator=g, dtype=F64), torch.randn(7, 4, 2, generator=g, dtype=F64)
-    ends = [6, 4, 4, 1]
-    arrives = [False, True, False, True]
-    alive = torch.tensor([[t < end for end in ends] for t in range(6)])
-    terminal = torch.tensor([[t == end - 1 and x for end, x in zip(ends, arrives, strict=True)] for t in range(6)])
-    found = advantages(Rewards(reward, alive, terminal), value, gamma=0.9, trace=0.8)
-    for e in range(4):
-        for t in range(6):
-            total = torch.zeros(2, dtype=F64)
-            for k in range(t, ends[e]):
-                after = 0 if arrives[e] and k == ends[e] - 1 else 0.9 * value[k + 1, e]
-                total += (0.9 * 0.8) ** (k - t) * (reward[k, e] + after - value[k, e])
-            assert torch.allclose(found[t, e], total)
-
-
-def test_with_trace_one_the_advantage_is_return_and_bootstrap_less_value():
-    """Time ran out: the value of the end stands for what was cut off."""
-    reward, value = torch.ones(3, 1, 1, dtype=F64), torch.tensor([5.0, 6, 7, 8], dtype=F64).reshape(4, 1, 1)
-    alive = torch.ones(3, 1, dtype=torch.bool)
-    found = advantages(Rewards(reward, alive, ~alive), value, gamma=0.5, trace=1.0)
-    assert found[0].item() == pytest.approx(1 + 0.5 + 0.25 + 0.125 * 8 - 5)
-    done = alive & torch.tensor([[False], [False], [True]])
-    assert advantages(Rewards(reward, alive, done), value, gamma=0.5, trace=1.0)[0].item() == pytest.approx(1.75 - 5)
 
 
 def test_the_ratio_is_one_before_the_first_step():

@@ -1,0 +1,59 @@
+"""What several papers' policies learn by: generalised advantages, and the clipped gain of proximal policy optimisation.
+
+    A_t = sum_k (discount trace)^k d_(t+k),   d_t = r_t + discount V_(t+1) - V_t        Schulman et al. 2016, eq. 16
+    gain = min(rho A, clip(rho, 1 - c, 1 + c) A),   rho = pi(a) / pi_old(a)             Schulman et al. 2017, eq. 7
+
+(arXiv 1506.02438 and 1707.06347.)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def advantages(
+    reward: Float[Tensor, "time *batch agents"],
+    value: Float[Tensor, "after *batch agents"],
+    done: Bool[Tensor, time * batch],
+    *,
+    live: Bool[Tensor, time * batch] | None = None,
+    discount: float | int = 0.99,
+    trace: float | int = 0.95,
+) -> Float[Tensor, "time *batch agents"]:
+    """Generalised advantage estimates of each step; A + V is the return that a critic is trained on.
+
+    Args:
+        reward: of each step.
+        value: V of what each step sees and, one step longer, of what stands after the last (`after` = time + 1).
+        done: nothing follows this step, so that V_(t+1) and A_(t+1) count nothing. An end by the clock is none: there
+            the value stands for all that was cut off.
+        live: steps that count; A is 0 elsewhere. None: all.
+        discount, trace: in [0, 1].
+
+    Raises:
+        ValueError: a value that is not one step longer than the reward, a discount or trace out of range.
+    """
+    steps = len(reward)
+    if len(value) != steps + 1:
+        raise ValueError(f"value must have {steps + 1} steps, one more than the reward, got {len(value)}")
+    for name, number in (("discount", discount), ("trace", trace)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {number}")
+    goes_on = (~done)[..., None].to(reward.dtype)
+    surprise = reward + discount * goes_on * value[1:] - value[:-1]
+    counts = torch.ones_like(goes_on) if live is None else live[..., None].to(reward.dtype)
+    ahead, out = torch.zeros_like(reward[0]), []
+    for t in reversed(range(steps)):
+        ahead = (surprise[t] + discount * trace * goes_on[t] * ahead) * counts[t]
+        out.append(ahead)
+    return torch.stack(out[::-1])
+
+
+def clipped_gain(
+    log_ratio: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"], clip: float | int
+) -> Float[Tensor, "*shape"]:
+    """min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = e^log_ratio: what a step away from the old policy is paid."""
+    ratio = log_ratio.exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
