@@ -431,7 +431,7 @@ function render({ model, el }) {
   press("other noise", () => fig.set({ seed: (model.get("seed") + 1) % 10000 }));
   const fixed = (digits) => (v) => v.toFixed(digits).replace("-", "−");
   const power = { decode: (u) => +(10 ** u).toPrecision(3), encode: Math.log10 };
-  slider(fig, { key: "step", label: "Bin", min: 0, max: STEPS, step: 1 });
+  slider(fig, { key: "step", label: "Time bin", min: 0, max: STEPS, step: 1 });
   slider(fig, { key: "gamma", label: "Friction γ", min: 0, max: 0.95, step: 0.01, show: fixed(2) });
   slider(fig, { key: "h", label: "Step h", min: -2, max: 0, step: 0.02, show: (v) => short(v), ...power });
   slider(fig, { key: "curvature", label: "Curvature λ", min: -4, max: 12, step: 0.25, show: fixed(2) });
