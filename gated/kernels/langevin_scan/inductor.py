@@ -4,7 +4,7 @@ The rows of a batch are one line of numbers. For modes the steps are a single lo
 registers; for a chain each step is a loop of its own, for it reads its neighbours. Sizes, the step's length and all
 values are inputs, so that a function serves every path of the same form. Steps after the last one are walked without
 noise and thrown away; on the way back all their gradients are zero. With 4,096 numbers a chunk's arithmetic takes about
-as long as its call, and the copies into the path and out of its gradients a third of that.
+as long as its call, and the copies out of its gradients a third of that; the path is written where it will stand.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 def _ahead(scheme: str, wanted: tuple[bool, ...], given: Given) -> list[Tensor]:
-    """z and v after each step, and the last w, from z and w, which for "baoab" is v - h/2 g(z)."""
+    """The last w, from z and w, which for "baoab" is v - h/2 g(z). z and v of each step go into the caller's rows."""
     h, z, w = given["step"], given["z"], given["w"]
-    zs, vs = [], []
     for t in range(LENGTH):
         a, kick = _row(given["decay"], t), _row(given["sigma"], t) * given["noise"][t]
         if "control" in given:
@@ -79,9 +78,9 @@ def _ahead(scheme: str, wanted: tuple[bool, ...], given: Given) -> list[Tensor]:
             before, z = z, z + h * w
             at = before if scheme == "released" else z
             v = w = a * (w + _slope(given, at, at, 1)) + kick
-        zs.append(z)
-        vs.append(v)
-    return [torch.stack(zs), torch.stack(vs), w]
+        given[f"z into {t}"].copy_(z)
+        given[f"v into {t}"].copy_(v)
+    return [w]
 
 
 def _back(scheme: str, wanted: tuple[bool, ...], given: Given) -> list[Tensor]:
@@ -244,16 +243,20 @@ def forward(
     paths = {"noise": noise, "sigma": sigma, "decay": decay} | ({} if control is None else {"control": control})
     readers = {name: _reader(y) for name, y in paths.items()}
     z, v = (torch.empty(noise.shape, dtype=noise.dtype) for _ in range(2))
+    lines = {name: list(y.view(len(y), -1).unbind(0)) for name, y in (("z", z), ("v", v))}
+    none = torch.empty_like(lines["z"][0])
     function = None
     for start in range(0, len(noise), LENGTH):
         given |= {name: read(start) for name, read in readers.items()}
+        for t in range(LENGTH):
+            given |= {
+                f"{name} into {t}": rows[start + t] if start + t < len(rows) else none for name, rows in lines.items()
+            }
         function = function or _compiled(_ahead, scheme, (), _ranks(given), noise.dtype)
         if function is None:
             return None
-        zs, vs, given["w"] = function(*given.values())
-        given["z"] = zs[-1]
-        _write(z, start, zs)
-        _write(v, start, vs)
+        (given["w"],) = function(*given.values())
+        given["z"] = given[f"z into {LENGTH - 1}"]
     return z, v
 
 
