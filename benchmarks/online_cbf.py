@@ -8,6 +8,8 @@ the time of a step hardly changes until there are some hundred problems.
 Rows named "QP" are the solver alone, `rows` barriers beside the four limits, problems of a filter that shares the
 pair's barrier (none is infeasible). The loops call the libraries themselves, a problem at a time, on arrays that are
 made for the whole batch; their backward pass is the adjoint of the active rows, a small linear system for each problem.
+Compiled, the solver does m^2 / 2 bounds for every problem and no longer waits for operators; its backward pass is that
+of the other one. ProxQP's layer takes a batch, and builds and solves its problems one after another.
 
 Rows named "drive" take 20 steps (`every` = 5) from the starts of a doorway. Environment steps per second are
 environments * 20 / time; in races they stand among the sizes, in thousands (`ksteps_per_s`).
@@ -22,6 +24,7 @@ import daqp
 import numpy as np
 import quadprog
 import torch
+from proxsuite.torch.qplayer import QPFunction
 from torch import Tensor
 
 from gated.kernels.barrier_qp import barrier_qp, naive_barrier_qp
@@ -183,8 +186,23 @@ def adjoint(weight: np.ndarray, rows: np.ndarray, active: np.ndarray, slopes: np
     slopes[active] = np.linalg.solve(system, wanted)[3:]
 
 
+def by_proxqp_layer(given: dict[str, Tensor], backward: bool = False) -> object:
+    """The layer for batches of the package proxsuite."""
+    a, b, c, d = leaves = [y.detach().double().requires_grad_(backward) for y in given.values()]
+    (batch, m), none = b.shape, b.new_zeros(len(b), 0)
+    barriers = torch.cat([a, a.new_zeros(batch, m, 1)], 2)
+    wish = torch.cat([-c, c.new_ones(batch, 1)], 1)[:, None]
+    rows = torch.cat([torch.eye(2, 3, dtype=b.dtype).expand(batch, 2, 3), barriers, wish], 1)
+    least = torch.cat([b.new_full((batch, 2), -LIMIT), b, d[:, None]], 1)
+    most = torch.full_like(least, 1e20)
+    most[:, :2] = LIMIT
+    weight = torch.diag(b.new_tensor([2.0, 2.0, 2 * XI])).expand(batch, 3, 3)
+    x, _, _ = QPFunction()(weight, b.new_zeros(batch, 3), b.new_zeros(batch, 0, 3), none, rows, least, most)
+    return torch.autograd.grad(x[:, :2].sum(), leaves) if backward else x[:, :2]
+
+
 def solvers(report: bench.Report, quick: bool) -> None:
-    """The batched solver beside loops over problems, and beside all candidates written down."""
+    """The batched solver beside loops over problems, a layer for batches, and all candidates written down."""
     rounds = 6 if quick else 12
     sizes = [(1024, 6, 1)] if quick else [(1024, 6, 1), (1024, 6, 2), (1024, 10, 1), (1024, 10, 2), (4096, 6, 1)]
     for batch, rows, threads in sizes:
@@ -194,10 +212,16 @@ def solvers(report: bench.Report, quick: bool) -> None:
             loops = {"loop over DAQP": partial(by_daqp, given, backward)}
             loops["loop over quadprog"] = partial(by_quadprog, given, backward)
             both = {"all candidates": partial(batched, naive_barrier_qp, given, backward)}
+            both["ProxQP's layer"] = partial(by_proxqp_layer, given, backward)
             for name, y in (("", given), (", float32", single)):
                 calls = {"barrier_qp": partial(batched, barrier_qp, y, backward), **loops, **({} if name else both)}
                 result = bench.race(calls, rounds=rounds, threads=threads, min_ms=20)  # as in a loop of steps
                 report.race(f"QP, {case}{name}", {"batch": batch, "rows": rows, "m": rows + 4}, result)
+            if not quick:  # half a minute to compile, more for 10 rows
+                calls = {"barrier_qp, compiled": partial(batched, partial(barrier_qp, compiled=True), given, backward)}
+                calls |= {"barrier_qp": partial(batched, barrier_qp, given, backward), **loops}
+                result = bench.race(calls, rounds=rounds, threads=threads, min_ms=20)
+                report.race(f"QP, {case}, compiled", {"batch": batch, "rows": rows, "m": rows + 4}, result)
 
 
 def rows(quick: bool = False) -> list[dict]:

@@ -14,6 +14,7 @@ bounds what they leave. The derivative is that of the winning candidate's closed
 
     reference.py   the definition: 1 + 2m + m(m - 1)/2 candidates, meeting points of rows among them
     cpu.py         the line of the row that is broken most, certified by its multiplier; all lines where that fails
+    inductor.py    one row after another in machine code, m^2 / 2 divisions
     gpu.py         Triton: rows of a block of problems in registers, a loop over the lines
 
 One `torch.library` operator forward and one backward, `gated::barrier_qp` and `gated::barrier_qp_backward`, for
@@ -32,7 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gated.kernels.barrier_qp import cpu
+from gated.kernels.barrier_qp import cpu, inductor
 from gated.kernels.barrier_qp.reference import naive_barrier_qp
 
 __all__ = ["BarrierQP", "barrier_qp", "naive_barrier_qp"]
@@ -56,6 +57,7 @@ def barrier_qp(
     d: Float[Tensor, "*batch"] | None = None,
     xi: float | int = 1.0,
     nominal: Float[Tensor, "*batch 2"] | None = None,
+    compiled: bool = False,
 ) -> BarrierQP:
     """Solves every problem of the batch exactly; gradients of u and of the value reach a, b, c, d and nominal.
 
@@ -67,6 +69,10 @@ def barrier_qp(
         c, d: the wish c.u + d <= 0, both or neither.
         xi: price of breaking it, at least 0.
         nominal: w, 0 if None; may lie outside of the box.
+        compiled: on a CPU, by PyTorch's Inductor, for up to 10 rows and two problems or more: half a minute of
+            compilation for 6 rows, once for each number of rows and dtype. The same verdicts; at a tie the active
+            rows may be others. A warning, and no effect, where Inductor finds no C++ compiler or a space in the
+            environment's path.
 
     Returns:
         Float64 where a is float64, else float32; all is computed in that dtype, under autocast too. A row counts as
@@ -89,7 +95,7 @@ def barrier_qp(
     a, b = a.to(dtype), b.to(dtype)
     n = math.prod(lead)
     flat = (a.reshape(n, m, 2), b.reshape(n, m), c.reshape(n, 2), d.reshape(n), w.reshape(n, 2))
-    out = torch.ops.gated.barrier_qp(*flat, float(xi), float(limit))
+    out = torch.ops.gated.barrier_qp(*flat, float(xi), float(limit), compiled)
     return BarrierQP(*(y.view((*lead, *y.shape[1:])) for y in out))
 
 
@@ -128,7 +134,7 @@ def _what(y: object) -> str:
 _PROBLEM = "Tensor a, Tensor b, Tensor c, Tensor d, Tensor w"
 
 
-def _solve_gpu(a, b, c, d, w, xi, limit):
+def _solve_gpu(a, b, c, d, w, xi, limit, compiled=False):
     from gated.kernels.barrier_qp import gpu
 
     return gpu.forward(a, b, c, d, w, xi, limit)
@@ -139,12 +145,15 @@ _solve = torch.library.custom_op(
     _solve_gpu,
     mutates_args=(),
     device_types="cuda",
-    schema=f"({_PROBLEM}, float xi, float limit) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_PROBLEM}, float xi, float limit, bool compiled=False) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_solve.register_kernel("cpu")
-def _solve_cpu(a, b, c, d, w, xi, limit):
+def _solve_cpu(a, b, c, d, w, xi, limit, compiled=False):
+    out = inductor.forward(a, b, c, d, w, xi, limit) if compiled else None
+    if out is not None:
+        return out
     given = {"a": a, "b": b, "c": c, "d": d, "nominal": w}
     if not math.isfinite(sum(float(y.sum()) for y in given.values())):
         for name, y in given.items():
@@ -154,7 +163,7 @@ def _solve_cpu(a, b, c, d, w, xi, limit):
 
 
 @_solve.register_fake
-def _solve_fake(a, b, c, d, w, xi, limit):
+def _solve_fake(a, b, c, d, w, xi, limit, compiled=False):
     active, feasible = w.new_empty(w.shape, dtype=torch.int64), d.new_empty(d.shape, dtype=torch.bool)
     return w.new_empty(w.shape), d.new_empty(d.shape), active, feasible
 
@@ -185,7 +194,7 @@ def _backward_fake(a, b, c, d, w, u, active, du, xi):
 
 
 def _setup_context(ctx, inputs, output):
-    *problem, ctx.xi, _ = inputs
+    problem, ctx.xi = inputs[:5], inputs[5]
     u, _, active, feasible = output
     ctx.save_for_backward(*problem, u, active, feasible)
     ctx.mark_non_differentiable(active, feasible)
@@ -197,14 +206,14 @@ def _autograd(ctx, du, dvalue, *_):
     here = feasible[:, None]
     du = torch.zeros_like(u) if du is None else du * here  # u = 0 where nothing is feasible
     if dvalue is None:
-        return *torch.ops.gated.barrier_qp_backward(*problem, u, active, du, ctx.xi), None, None
+        return *torch.ops.gated.barrier_qp_backward(*problem, u, active, du, ctx.xi), None, None, None
     # the value by u, then by what else it depends on
     _, _, c, d, w = problem
     away = 2 * (u - w) * (dvalue[:, None] * here)
     over = 2 * ctx.xi * ((c * u).sum(1) + d).clamp_min(0) * (dvalue * feasible)
     du = du + away + over[:, None] * c
     da, db, dc, dd, dw = torch.ops.gated.barrier_qp_backward(*problem, u, active, du, ctx.xi)
-    return da, db, dc + over[:, None] * u, dd + over, dw - away, None, None
+    return da, db, dc + over[:, None] * u, dd + over, dw - away, None, None, None
 
 
 _solve.register_autograd(_autograd, setup_context=_setup_context)

@@ -256,16 +256,16 @@ def backward(
     yc = rho * (yx * cx + yy * cy)
     over *= rho
 
-    grads = np.zeros((count * m + 1, 3), far.dtype)  # of a_x, a_y, b; the last row for what is not active
+    da, db = (np.zeros((count * m + 1, *y), far.dtype) for y in ((2,), ()))  # the last row for what is not active
     nx, ny, mx, my = gx - yx - yc * cx, gy - yy - yc * cy, ux - wx + over * cx, uy - wy + over * cy
     for row, there, qx, qy in ((k, one, jx, jy), (j, two, -kx, -ky)):
         nu, mu = (nx * qy - ny * qx) / det, (mx * qy - my * qx) / det
         to = np.where(there & (row < m), place + row, count * m)
-        grads[to, 0], grads[to, 1], grads[to, 2] = mu * yx - nu * ux, mu * yy - nu * uy, nu
-    da, db = torch.from_numpy(grads[:-1]).view(count, m, 3).split((2, 1), 2)
+        da[to, 0], da[to, 1], db[to] = mu * yx - nu * ux, mu * yy - nu * uy, nu
     dc, dw = np.stack([-over * yx - yc * ux, -over * yy - yc * uy], 1), np.stack([yx, yy], 1)
-    da, db = da.clone(memory_format=torch.contiguous_format), db.squeeze(2).clone(memory_format=torch.contiguous_format)
-    return da, db, *(torch.from_numpy(y) for y in (dc, -yc, dw))
+    da, db = da[:-1].reshape(count, m, 2), db[:-1].reshape(count, m)
+    of_a, of_b, of_c, of_d, of_w = (torch.from_numpy(y) for y in (da, db, dc, -yc, dw))
+    return of_a, of_b, of_c, of_d, of_w
 
 
 def _columns(pairs: Tensor) -> tuple[Array, Array]:
