@@ -9,6 +9,7 @@
     worlds.py       permutation lookup, predators that capture prey, the scout: thousands of copies at once
     rivals.py       graphs to compare with, and scripted players on any graph
     theory.py       closed forms of the lookup game and of the receive gate; every graph by brute force
+    study.py        the chapter's study: variants of one world as a cohort, asked on common starts
 
 Papers: Hu, Shen, Zhang and Tao, "Learning Multi-Agent Communication from Graph Modeling Perspective" (arXiv 2405.08550)
 and its journal version with the receive gate, "Communication Learning in Multi-Agent Systems from Graph Modeling

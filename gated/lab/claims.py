@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from gated.lab.style import Shown, Table, interval_text
+from gated.lab.style import Shown, Table, interval_text, number_text
 
 MIME = "application/vnd.gated.claims+json"
 FEW = 20  # below this many values an interval of the mean comes from Student's t, not from a bootstrap
@@ -251,7 +251,7 @@ class Ledger(Shown):
 
 
 def _value(row: Row) -> str:
-    number = row.measured if isinstance(row.measured, str) else f"{row.measured:.3g} {row.unit}".strip()
+    number = row.measured if isinstance(row.measured, str) else f"{number_text(row.measured)} {row.unit}".strip()
     return f"{number} {interval_text(row.interval)}".strip()
 
 

@@ -220,6 +220,11 @@ def _cell(column: str, cell: str | tuple[str, str]) -> str:
     return f'<td role="cell" data-label="{html.escape(column, quote=True)}">{html.escape(text)}{small}</td>'
 
 
+def number_text(x: float | int, digits: int = 3) -> str:
+    """x with `digits` significant digits and, if negative, a minus sign and not a hyphen."""
+    return f"{x:.{digits}g}".replace("-", "−")
+
+
 def interval_text(interval: Iterable[float | int] | None, digits: int = 3) -> str:
     """`[low, high]` with `digits` significant digits, or an empty string for `None`."""
-    return "" if interval is None else "[" + ", ".join(f"{x:.{digits}g}" for x in interval) + "]"
+    return "" if interval is None else "[" + ", ".join(number_text(x, digits) for x in interval) + "]"

@@ -110,7 +110,7 @@ def test_ledger_shows_the_same_rows_in_every_form(tool):
     bundle = ledger._repr_mimebundle_()
     assert bundle["text/plain"] == (
         "     Verdict                      Measured           Seeds           Claim\n"
-        "C1.  holds here                   -0.5 [-0.6, -0.4]  5 seeds, live   A < B\n"
+        "C1.  holds here                   −0.5 [−0.6, −0.4]  5 seeds, live   A < B\n"
         "C2.  not decidable at this scale  exact              1 seed, stored  A < B"
     )
     assert "A &lt; B" in bundle["text/html"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 
 from gated.gates import SelectionBias
 from gated.lab.explorables import (
+    BarrierExplorable,
+    BoardExplorable,
     CellsExplorable,
     ConsensusExplorable,
     DecayExplorable,
@@ -41,8 +44,10 @@ from gated.pregated.simulate import DESIGNS
 WITH_DOTS = [GateExplorable, DecayExplorable]
 WITH_DATA = [DialExplorable, ExitsExplorable]
 FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable, CellsExplorable, RayExplorable]
-FIGURES += [*WITH_DATA, ConsensusExplorable, ParticleExplorable, PlaneExplorable, ResponseExplorable]
+FIGURES += [*WITH_DATA, ConsensusExplorable, ParticleExplorable, PlaneExplorable, ResponseExplorable, BarrierExplorable]
+FIGURES += [BoardExplorable]
 TOLERANCE = 1e-12
+BARRIER_PLACES = ("agent", "neighbour", "goal", "obstacle")
 
 
 def shown(page, index: int = 0) -> dict:
@@ -228,7 +233,52 @@ def random_exits(rng: random.Random) -> ExitsExplorable:
     )
 
 
+def random_barrier(rng: random.Random) -> BarrierExplorable:
+    while True:
+        places = {key: [round(rng.uniform(-1.4, 1.4), 2), round(rng.uniform(-0.9, 0.9), 2)] for key in BARRIER_PLACES}
+        gaps = [math.dist(places["obstacle"], places[key]) for key in ("agent", "neighbour", "goal")]
+        if min(gaps) > 0.56 and math.dist(places["agent"], places["neighbour"]) > 0.31:
+            break
+    steps = torch.randn(rng.randint(2, 201), 2, 2, generator=torch.Generator().manual_seed(rng.randrange(1000)))
+    return BarrierExplorable(
+        rng.choice(["barrier", "doorway", "braking"]),
+        **places,
+        **{key: float(f"{0.2 * 100 ** rng.random():.3g}") for key in ("zeta", "zeta_o")},
+        **{key: float(f"{0.5 * 40 ** rng.random():.3g}") for key in ("zeta_1", "zeta_2")},
+        eta=rng.choice([1, 3]),
+        mode=rng.choice(["share", "full"]),
+        objective=rng.choice(["nominal", "clf"]),
+        speed=rng.randint(0, 20) / 20,
+        sigma=rng.choice([0, 0.001, 0.003, 0.01, 0.03, 0.1]),
+        time=rng.randint(0, 200),
+        run=rng.choice(["", "", "recorded"]),
+        runs={"recorded": torch.tensor([[-1.2, 0.5], [-1.2, -0.5]]) + 0.02 * steps.cumsum(0)},
+        alpha=rng.randint(10, 120) / 20,
+        v0=rng.randint(6, 40) / 20,
+        brake=rng.randint(6, 40) / 20,
+    )
+
+
+def random_board(rng: random.Random) -> BoardExplorable:
+    *cells, prey = rng.sample(range(25), 7)
+    return BoardExplorable(
+        world=rng.choice(["pcp", "scout"]),
+        k=rng.randint(1, 5),
+        logits=[rng.randint(-40, 40) / 10 for _ in range(36)],
+        edge=rng.choice([edge for edge in range(36) if edge % 7]),
+        penalty=rng.choice([0, rng.randint(1, 60) / 20]),
+        step=rng.randint(0, 20),
+        temperature=float(f"{0.1 * 100 ** rng.random():.3g}"),
+        draw=rng.randrange(20),
+        symbols=rng.randint(2, 8),
+        cells=cells,
+        prey=prey,
+    )
+
+
 RANDOM = {
+    "board": random_board,
+    "barrier": random_barrier,
     "exits": random_exits,
     "response": random_response,
     "consensus": random_consensus,
@@ -314,6 +364,10 @@ def test_every_regime_has_its_equation(visit):
         (PlaneExplorable, "ratio[i] - ratio[j]", "ratio[j] - ratio[i]"),
         (PlaneExplorable, "lacking -= gain;", ""),
         (PlaneExplorable, "margins[route] <= 0", "margins[0] <= 0"),
+        (BoardExplorable, "(next[i] + 1) % lane[i].length", "next[i] + 0"),
+        (BoardExplorable, "i < seers || caught[i]", "true"),
+        (BoardExplorable, "values[b] - values[a] || a - b", "values[b] - values[a] || b - a"),
+        (BoardExplorable, "two[c] += p * q", "two[c] += p * first[c]"),
     ],
 )
 def test_a_changed_constant_is_noticed(visit, monkeypatch, figure, old, new):
@@ -535,6 +589,7 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
         CellsExplorable(top_k=3, delta=0.4),
         PlaneExplorable(angle=30),
         ResponseExplorable(noise=0.05),
+        BarrierExplorable("doorway", time=200),
     ],
     ids=lambda one: one.name,
 )
@@ -630,6 +685,7 @@ def test_it_fits_a_phone_and_both_themes(visit, figure, theme):
         (PlaneExplorable, "eps", 0.1, 0.2),
         (ParticleExplorable, "temperature", 2, 0.5),
         (ResponseExplorable, "lam", 4, 5),
+        (BarrierExplorable, "zeta", 4, 8),
     ],
 )
 def test_the_same_file_drives_a_widget(visit, figure, key, value, again):

@@ -5,6 +5,8 @@ Each figure is a pair: ``<name>.py`` draws the picture and computes its numbers 
 equal in a real browser.
 """
 
+from gated.lab.explorables.barrier import BarrierExplorable
+from gated.lab.explorables.board import BoardExplorable
 from gated.lab.explorables.cells import CellsExplorable
 from gated.lab.explorables.consensus import ConsensusExplorable
 from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_exponent
@@ -20,7 +22,8 @@ from gated.lab.explorables.response import ResponseExplorable
 from gated.lab.explorables.router import RouterExplorable
 
 __all__ = [
-    "CellsExplorable", "ConsensusExplorable", "DecayExplorable", "DialExplorable", "ExitsExplorable",
+    "BarrierExplorable", "BoardExplorable", "CellsExplorable", "ConsensusExplorable", "DecayExplorable",
+    "DialExplorable", "ExitsExplorable",
     "Explorable", "GateExplorable", "OffloadExplorable", "ParticleExplorable", "PlaneExplorable",
     "RayExplorable", "ResponseExplorable", "RouterExplorable",
     "decay_matrix", "max_exponent",

@@ -145,13 +145,7 @@ function render({ model, el }) {
     put(dot, { cx: split ? deltaAt(Math.log10(s.delta)) : 0, cy: split ? at : 0, visibility: split ? "visible" : "hidden" });
     fig.one("[data-heading]").textContent = `Total variation V = ${small(v.tv)}`;
     kept.textContent = keeps(v.kept);
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [title, equation, words] = model.get("words")[v.kind];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.kind, model.get("words"));
     fig.write("tv", small(v.tv));
     fig.write("exponent", v.exponent === "" ? "–" : v.exponent.toFixed(2));
     fig.write("n", v.tv < 1e-12 ? "none" : v.tv > 0.01 ? (v.tv ** -2).toFixed(0) : power(v.tv ** -2, 0));

@@ -210,13 +210,7 @@ function render({ model, el }) {
     put(marks.area[0], { points: area(low.map(() => 0), low) });
     put(marks.area[1], { points: area(low, top) });
     put(one.now, { x1: at.time(s.steps), x2: at.time(s.steps) });
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [title, equation, words] = model.get("words")[v.kind];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.kind, model.get("words"));
     fig.write("parts", split(v));
     fig.write("bound", v.bound.toFixed(3));
     fig.write("off_path", percent(v.off_path));

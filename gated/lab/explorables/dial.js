@@ -6,15 +6,6 @@ function floats(text) {
   return Float64Array.from(new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer));
 }
 
-// erf as a series of terms of one sign: nothing cancels, and beyond 6 it is 1 in double precision.
-function erf(x) {
-  const far = Math.abs(x), square = 2 * x * x;
-  if (far > 6) return Math.sign(x);
-  let term = x, sum = x;
-  for (let odd = 3; Math.abs(term) > 1e-17 * Math.abs(sum); odd += 2) sum += (term *= square / odd);
-  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
-}
-
 const gelu = (x) => x.map((v) => 0.5 * v * (1 + erf(v / Math.SQRT2)));
 const plus = (x, y) => x.map((v, i) => v + y[i]);
 
@@ -201,13 +192,7 @@ function render({ model, el }) {
     put(fig.one("[data-now]"), { x1: x, x2: x });
     put(fig.one("[data-star]"), { cx: star, visibility });
     put(fig.one("[data-label]"), { x: star + 6, visibility });
-    if (el.dataset.regime !== v.regime) {
-      el.dataset.regime = v.regime;
-      const [title, equation, words] = model.get("words")[v.regime];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.regime, model.get("words"));
     fig.write("changed", `${v.changed} of ${bare(v)}`);
     fig.write("negative", `${(100 * v.negative).toFixed(0)} %`);
     fig.write("shuffle", v.shuffle.toFixed(2));

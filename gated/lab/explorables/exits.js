@@ -197,13 +197,7 @@ function render({ model, el }) {
     budget(s, v);
     plane(s, v);
     stream(s, v);
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [title, equation, words] = model.get("words")[v.kind];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.kind, model.get("words"));
     fig.write("exit", `${v.exit + 1}, cost ${two(v.cost)}`);
     fig.write("expected", two(v.expected));
     fig.write("best", `${v.best + 1}`);

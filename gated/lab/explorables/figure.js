@@ -11,6 +11,15 @@ function scale(node) {
   return at;
 }
 
+// erf as a series of terms of one sign: nothing cancels, and beyond 6 it is 1 in double precision.
+function erf(x) {
+  const far = Math.abs(x), square = 2 * x * x;
+  if (far > 6) return Math.sign(x);
+  let term = x, sum = x;
+  for (let odd = 3; Math.abs(term) > 1e-17 * Math.abs(sum); odd += 2) sum += (term *= square / odd);
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
+}
+
 function put(node, attributes) {
   for (const name in attributes) {
     const value = attributes[name];
@@ -44,6 +53,15 @@ function figure({ model, el }, { name, keys, draw, say }) {
     all: (query) => [...el.querySelectorAll(query)],
     one: (query) => el.querySelector(query),
     write(slot, text) { el.querySelector(`[data-slot="${slot}"]`).textContent = text; },
+    // Title, equation and words for the case at hand; written anew only where it is another.
+    callout(kind, words) {
+      if (el.dataset.kind === kind) return;
+      el.dataset.kind = kind;
+      const [title, equation, text] = words[kind];
+      self.write("title", title);
+      self.one('[data-slot="equation"]').innerHTML = equation;
+      self.write("words", text);
+    },
     update() {
       const values = draw(self);
       el.dataset.values = JSON.stringify(values);

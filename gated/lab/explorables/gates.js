@@ -149,13 +149,7 @@ function render({ model, el }) {
     put(fig.one('[data-curve="norm"]'), { points: line(v.norm_curve) });
     const place = curveX((STEPS * Math.log(state.temperature / TAU_LOW)) / Math.log(TAU_RATIO));
     put(now, { x1: place, x2: place });
-    const [title, equation, words] = model.get("regimes")[v.regime];
-    if (el.dataset.regime !== v.regime) {
-      el.dataset.regime = v.regime;
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.regime, model.get("regimes"));
     fig.write("entropy", `${v.entropy.toFixed(2)} nats`);
     fig.write("effective", `${v.effective.toFixed(2)} of ${n}`);
     fig.write("norm", v.norm.toFixed(3));

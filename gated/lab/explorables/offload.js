@@ -119,13 +119,7 @@ function render({ model, el }) {
       put(node, { x1: place, x2: place, visibility: value === undefined ? "hidden" : "visible" });
     }
     put(legend, { visibility: Object.keys(measured).length ? "visible" : "hidden" });
-    if (el.dataset.regime !== v.regime) {
-      el.dataset.regime = v.regime;
-      const [title, equation, words] = model.get("regimes")[v.regime];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.regime, model.get("regimes"));
     fig.write("copy", `${fixed(v.copy)} ms`);
     fig.write("window", `${fixed(v.window)} ms`);
     fig.write("break_even", `${fixed(v.break_even)} experts`);

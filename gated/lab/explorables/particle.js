@@ -368,13 +368,7 @@ function render({ model, el }) {
     put(fig.one('[data-spikes="later"]'), { d: later });
     for (const node of nows) put(node, { x1: at.time(now), x2: at.time(now) });
     fig.one("[data-status]").textContent = status(now, v);
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [title, equation, words] = model.get("words")[v.kind];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.kind, model.get("words"));
     fig.write("zeta", list(v.zeta));
     fig.write("turns", verdict(v));
     fig.write("period", list(v.period));

@@ -144,17 +144,11 @@ function render({ model, el }) {
       node.style.pointerEvents = "none";
       put(node.querySelector("path"), { visibility: there && v.by_expert[e] <= 0 ? "visible" : "hidden" });
     });
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [colour, verdict] = model.get("badges")[v.kind], [title, equation, words] = model.get("words")[v.kind];
-      const stroke = colour === "none" ? "currentColor" : colour;
-      put(badge, { stroke });
-      put(lamp, { fill: colour, stroke });
-      fig.one("[data-verdict]").textContent = verdict;
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    const [colour, verdict] = model.get("badges")[v.kind], stroke = colour === "none" ? "currentColor" : colour;
+    put(badge, { stroke });
+    put(lamp, { fill: colour, stroke });
+    fig.one("[data-verdict]").textContent = verdict;
+    fig.callout(v.kind, model.get("words"));
     fig.write("margin1", margin(v.by_expert[1]));
     fig.write("margin0", margin(v.by_expert[0]));
     fig.write("slack", signed(v.slack));

@@ -2,15 +2,6 @@
 
 const TOP = 6; // nats: the upper edge of the second drawing
 
-// erf as a series of terms of one sign: nothing cancels, and beyond 6 it is 1 in double precision.
-function erf(x) {
-  const far = Math.abs(x), square = 2 * x * x;
-  if (far > 6) return Math.sign(x);
-  let term = x, sum = x;
-  for (let odd = 3; Math.abs(term) > 1e-17 * Math.abs(sum); odd += 2) sum += (term *= square / odd);
-  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
-}
-
 const logistic = (z) => 1 / (1 + Math.exp(-z)), phi = (z) => 0.5 * (1 + erf(z / Math.SQRT2));
 // sigma and its derivative
 const SCORES = {
@@ -165,13 +156,7 @@ function render({ model, el }) {
       verdicts[i].textContent = endless(sd) ? "∞ at any n" : deviation(sd) + (sd > tau ? " hopeless" : "");
       names[i].style.fontWeight = kind === s.activation ? 600 : 400;
     });
-    if (el.dataset.regime !== v.regime) {
-      el.dataset.regime = v.regime;
-      const [title, equation, words] = model.get("words")[v.regime];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.regime, model.get("words"));
     fig.write("apart", v.apart.toFixed(3));
     fig.write("lost", lost(v));
     fig.write("error", deviation(sharp));

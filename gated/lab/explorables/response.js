@@ -183,13 +183,7 @@ function render({ model, el }) {
       put(marks.schedule[i], { d: path(at.time, lams.map((_, step) => step), at.schedule, lams), ...bold });
     });
     put(one.now, { x1: at.time(s.steps), x2: at.time(s.steps) });
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [title, equation, words] = model.get("words")[v.kind];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.kind, model.get("words"));
     fig.write("now", `${signed(lam, 2)}, ${sigma.toFixed(2)}`);
     fig.write("true", signed(v.true, 4));
     fig.write("fitted", signed(v.fitted, 4));

@@ -154,13 +154,7 @@ function render({ model, el }) {
       labels[i].textContent = `${v.asked[i]}` + (s.selection === "sigmoid + bias" ? `, b = ${s.bias[i].toFixed(3).replace("-", "−")}` : "");
     }
     put(line, { x1: loadAt(v.limit), x2: loadAt(v.limit) });
-    if (el.dataset.kind !== v.kind) {
-      el.dataset.kind = v.kind;
-      const [title, equation, words] = model.get("words")[v.kind];
-      fig.write("title", title);
-      fig.one('[data-slot="equation"]').innerHTML = equation;
-      fig.write("words", words);
-    }
+    fig.callout(v.kind, model.get("words"));
     fig.write("imbalance", v.imbalance.toFixed(2));
     fig.write("switch", v.switch_loss.toFixed(2));
     fig.write("z", v.z_loss.toFixed(2));
