@@ -1,6 +1,6 @@
 """What two vectors save beside a tensor of relations, what a cache saves in decoding, and what training at once saves.
 
-Cost model for B inputs, N agents, width d. Relation tensor: 4 B N^2 d^2 multiply-adds for its map and 3 B N^2 d numbers
+Cost model for B inputs, N agents, width d. Relation tensor: 2 B N^2 d^2 multiply-adds for its map and 3 B N^2 d numbers
 at once, beside which q k and p v, 2 B N^2 d, hardly count. Two vectors: only the latter, and 3 B N^2 numbers for scores
 and weights. Masked attention of PyTorch knows no relations: what remains of ours beside it is what they cost.
 

@@ -6,8 +6,8 @@ a vector, and a linear map of it gives ra and rb, added to the query and to the 
     s_ij = (q_i + ra[e_ij]) . (k_j + rb[e_ij]) / sqrt(width),   p_i = softmax_j over {i} and {j: alpha_ij = 1}
 
 There are two kinds, so two vectors are mapped, once. A tensor of relations [batch, agents, agents, width], as in the
-released code, is never made: 2 B N^2 d multiply-adds instead of 4 B N^2 d^2, and N^2 numbers for an input instead of
-3 N^2 d.
+released code, is never made. That saves 2 B N^2 d^2 multiply-adds beside the 2 B N^2 d of scores and values, and takes
+N^2 numbers for an input instead of 3 N^2 d.
 
 Paper: arXiv 2405.08550, section on the relation-enhanced attention; the two-vector form is ours.
 """

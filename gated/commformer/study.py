@@ -10,6 +10,7 @@ holds, given here as a dictionary in which `graph` is a name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ def train(
     network: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     freeze: int | None = None,
+    early: tuple[int, float | int] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[Cohort, Tensor]:
     """The trained cohort, and the score of each rollout [updates, runs].
@@ -85,6 +87,7 @@ def train(
         network: options of `CommFormer`; by default width 32 and the parallel decoder.
         settings: of `PPO`.
         freeze: after so many updates the edges stay as they are.
+        early: (updates, price): so many updates at first have this price of listening, not the arm's.
         progress: may wrap the rounds, for a bar.
     """
     small = world_of(world, 1)
@@ -97,8 +100,10 @@ def train(
         PPO(**({"epochs": 2, "groups": 8} | dict(settings or {}))),
     )
     large, generator = world_of(world, copies * team.runs), torch.Generator().manual_seed(seeds[0])
-    scores = []
+    scores, own = [], team.arms
     for update in progress(range(updates)):
+        if early is not None:
+            team.arms = tuple(replace(arm, penalty=early[1]) for arm in own) if update < early[0] else own
         if update == freeze:
             team.freeze_edges()
         scores.append(team.train(large, 1, generator)[0])

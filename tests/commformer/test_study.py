@@ -51,3 +51,16 @@ def test_edges_that_are_frozen_from_the_start_never_move():
     ends = [study.train(LOOKUP, arms, [0], 2, freeze=freeze, **SMALL)[0].edges.detach() for freeze in (0, None)]
     start = study.train(LOOKUP, arms, [0], 1, freeze=0, **SMALL)[0].edges.detach()
     assert torch.equal(ends[0], start) and not torch.equal(ends[1], start)
+
+
+def test_an_early_price_stands_in_for_that_of_the_arm_until_it_ends():
+    gated = SMALL | {"network": {"width": 8, "receive_gate": "score"}}
+
+    def trained(price, updates, early):
+        arms = {"a": {"graph": "oracle", "penalty": price, "lr": 0.01}}
+        return study.train(LOOKUP, arms, [0], updates, early=early, **gated)[0].parameters
+
+    same = lambda a, b: all(torch.equal(a[name], b[name]) for name in a)  # noqa: E731
+    assert same(trained(0.9, 2, (2, 0.1)), trained(0.1, 2, None)), "so long it is the early one"
+    assert not same(trained(0.9, 3, (2, 0.1)), trained(0.1, 3, None)), "then the arm's own"
+    assert same(trained(0.9, 2, (0, 0.1)), trained(0.9, 2, None))

@@ -37,7 +37,8 @@ _GATE = formula("z_i = 1 ⟺", "<mtext>no prey in&#160;</mtext>", "o_i", "<mtext
 WORDS = {
     "wrong": ("A wrong row blinds its agent and nobody else", _BLIND,
         "α is 1 where agent i hears agent j. A blind agent whose row holds only blind senders is told nothing, and "
-        "goes through the board row by row. The others lose no step by it. Click on a seer in that row of the matrix."),
+        "goes through the board row by row. Its gate is worth nothing and shuts at any price. The others find the prey "
+        "as early as before, but all wait for the last. Click on a seer in that row of the matrix, and see the steps."),
     "deaf": ("Edges from the blind are worth nothing", formula("w_i = 0"),
         "Every blind agent hears only the blind. Messages cross, and none tells where the prey is. The blind take the "
         "same ways as without any edge, so the worth w of their open gates is 0."),
@@ -205,16 +206,16 @@ class BoardExplorable(Explorable):
         )
         entry = (
             "Click on an entry, or press Enter, to let the edge in or out; each row keeps k, framed in orange. "
-            "+ and − change the logit. A tick: the blind agent hears a seer."
+            "If k is all, a click does nothing. + and − change the logit. A tick: the blind agent hears a seer."
         )
         lot = (
             "Bars: chance to be drawn first, and on top second, at any T. Dots: the weights y of one draw, which T "
             "sharpens; full ones are kept. T shapes the gradient, the gap of the logits decides who is drawn."
         )
         worth = (
-            "Steps that its row saves an agent for each step in the dark (100 boards, all others listening). λ is the "
-            "price of an open gate for one step, in steps. In the lookup game agents are asked for their own symbol "
-            "or another’s, and the unit is a right answer."
+            "w: steps that its row saves an agent for each step in the dark (100 boards, all others listening). λ is "
+            "the price of an open gate for one step, in steps. In the lookup game agents are asked for their own "
+            "symbol or another’s, and the unit is a right answer."
         )
         controls = [tag("div", class_="gx-controls", data_for=where) for where in ("board", "graph", "price", "draw")]
         cells = [
@@ -229,14 +230,16 @@ class BoardExplorable(Explorable):
             for cell in cells
         ]
         blocks.append(tag("div", draw.readings(numbers)))
-        shape = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr))"
+        shape = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 17.75rem), 1fr))"
         return tag("div", *blocks, class_="gx-grid", style=shape)
 
 
 READINGS = {
-    "here": "Steps on this board", "sent": "Messages; with the prey; news", "means": "100 boards: steps; solved",
-    "bounds": "The same without edges; with all", "cost": "100 boards: messages a board",
-    "gap": "Logit gap of the marked row", "kept": "Chance of the marked edge", "slope": "Its y; slope y(1 − y)/T",
+    "here": "Steps on this board", "sent": "Messages sent; by one who knows; new to the listener",
+    "means": "100 boards: steps (20 if not solved); solved",
+    "bounds": "100 boards: steps without edges; with all", "cost": "100 boards: messages a board",
+    "gap": "Logit gap of the marked row", "kept": "Chance that the marked edge is drawn",
+    "slope": "Weight y of the marked edge; its slope y(1 − y)/T",
     "lookup": "Lookup game: receive rate; reward",
 }  # fmt: skip
 

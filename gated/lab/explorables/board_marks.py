@@ -219,6 +219,7 @@ def prices(v: dict[str, Any], s: dict[str, Any], *, n: int, seers: int) -> str:
             rule(WORTH(x), 22, WORTH(x), low, faint=x > 0),
             text(f"{x}", WORTH(x), low + 14, text_anchor="middle"),
         ]
+    marks.append(text("steps saved per step; lookup: right answers", WORTH(DEAREST), low + 30, text_anchor="end"))
     rows = [(name(i, seers), v["worth"][i] if i < n else 0.0, i < n) for i in range(AGENTS)]
     rows += [("lookup: own", 0.0, True), ("lookup: other’s", v["threshold"], True)]
     for r, (label, value, there) in enumerate(rows):
@@ -233,7 +234,7 @@ def prices(v: dict[str, Any], s: dict[str, Any], *, n: int, seers: int) -> str:
         rule(price, 20, price, low, faint=False, stroke=ORANGE, stroke_width=3, stroke_opacity="1", data_price="")
     )
     label = "A bar for each agent and for both cases of the lookup game: the worth of an open gate, with its price"
-    return draw.svg(340, low + 20, label, tag("g", *marks, data_value="", **WORTH.data()))
+    return draw.svg(340, low + 36, label, tag("g", *marks, data_value="", **WORTH.data()))
 
 
 def pays(value: float, penalty: float) -> bool:
