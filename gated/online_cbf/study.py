@@ -1,6 +1,7 @@
 """The chapter's study: all learn from equally many episodes, and are judged on the same starts.
 
     tuned(seed)            what needs no network: grids over constants, chance, rules by hand
+    timed(seed)            constants from the same grid, chosen by time and not by success
     learned("PPO", seed)   a network, trained and judged; `LEARNERS` names its kinds
     mixed(seed)            the same on several doors and a crossing at once, with a short deadline
     pushed(seed)           the same where agents can be pushed back and problems can have no solution
@@ -24,7 +25,7 @@ from torch import Tensor
 from gated.online_cbf.arenas import Arena, doorway, join, log_uniform, mixture
 from gated.online_cbf.filter import AgentState, SafetyFilter, Strength
 from gated.online_cbf.measures import Navigation, navigation
-from gated.online_cbf.network import GraphTuner
+from gated.online_cbf.network import GraphTuner, Observation
 from gated.online_cbf.policies import constant, keep_right, nearer_first, random_strengths
 from gated.online_cbf.rollout import Trajectory, Tuner, rollout
 from gated.online_cbf.search import constant_score, cross_entropy, grid_search
@@ -42,10 +43,11 @@ LEARNERS: dict[str, tuple[str, ...]] = {
     "PPO": ("self", "others", "obstacles"),
     "no others": ("self", "obstacles"),
     "no obstacles": ("self", "others"),
+    "no hint": ("self", "others", "obstacles"),
     "constant": (),
     "descent": ("self", "others", "obstacles"),
 }
-"""What each network sees. "descent" goes back through the rollout, the others learn by PPO."""
+"""What each network sees; "no hint" is `Unhinted`. "descent" goes back through the rollout, the others learn by PPO."""
 
 Choice = tuple[float | int, ...]
 Maker = Callable[[Choice, torch.Generator], Tuner]
@@ -87,9 +89,22 @@ def weights(tuner: GraphTuner) -> str:
     return base64.b64encode(flat.numpy().tobytes()).decode()
 
 
-def restored(text: str, sees: tuple[str, ...] = LEARNERS["PPO"]) -> GraphTuner:
+class Unhinted(GraphTuner):
+    """The network without the difference of both ways to the goals, by which `nearer_first` decides."""
+
+    def observe(self, a: Arena, state: AgentState) -> Observation:
+        seen = super().observe(a, state)
+        return seen._replace(other=seen.other * seen.other.new_tensor([1, 1, 1, 1, 1, 0, 0]))
+
+
+def untrained(kind: str, generator: torch.Generator | None = None) -> GraphTuner:
+    """The network of a kind of `LEARNERS`."""
+    return (Unhinted if kind == "no hint" else GraphTuner)(sees=LEARNERS[kind], generator=generator)
+
+
+def restored(text: str, kind: str = "PPO") -> GraphTuner:
     """The network whose `weights` these are."""
-    tuner = GraphTuner(sees=sees)
+    tuner = untrained(kind)
     flat = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
     torch.nn.utils.vector_to_parameters(flat, tuner.parameters())
     return tuner
@@ -184,13 +199,20 @@ def tuned(seed: int, episodes: int = EPISODES) -> dict[str, Any]:
     return found
 
 
+def timed(seed: int, episodes: int = EPISODES) -> dict[str, Any]:
+    """Of the grid of "fixed", on its training starts, the constants with fewest steps; a failure counts as 200."""
+    found = grid_search(problems(torch.Generator().manual_seed(500 + seed), episodes // len(PAIRS)), PAIRS)
+    choice = PAIRS[int(found.makespan.mean(1).argmin())]
+    return {"choice": choice, "judged": judge(constant(*choice))}
+
+
 # What is learned ----------------------------------------------------------------------------------------------------
 
 
 def learner(kind: str, seed: int, iterations: int = ITERATIONS) -> tuple[GraphTuner, Progress]:
     """A network of `LEARNERS` and how it came on."""
     generator = torch.Generator().manual_seed(seed)
-    tuner = GraphTuner(sees=LEARNERS[kind], generator=generator)
+    tuner = untrained(kind, generator)
     train = descend if kind == "descent" else ppo
     return tuner, train(tuner, problems, generator=generator, iterations=iterations)
 
@@ -225,24 +247,35 @@ def mirrored(tuner: Tuner) -> Tuner:
     return policy
 
 
+def order(a: Arena, ride: Trajectory) -> dict[str, Tensor]:
+    """Of each episode of two agents: `lead` of the first over the second, to the door; whether the first is through
+    first (`ahead`); and log zeta_1 / zeta_2 towards each other until one is through, its mean (`bolder`) and size."""
+    waits = (ride.position[..., 0] <= 0).long().cumprod(0).sum(0)  # steps on the near side of the door
+    before = torch.arange(len(ride.strength))[:, None] < waits.amin(1)
+    ratio = (ride.strength[:, :, 0, 0] / ride.strength[:, :, 1, 0]).log()
+    return {
+        "lead": a.start[:, 1].norm(dim=-1) - a.start[:, 0].norm(dim=-1),
+        "ahead": waits[:, 0] < waits[:, 1],
+        "bolder": (ratio * before).sum(0) / before.sum(0),
+        "size": ratio.abs()[before].mean().exp(),
+    }
+
+
 def character(tuner: GraphTuner) -> dict[str, Any]:
-    """Who goes first under its mean, by side and by head start; how far strengths differ; what it does if mirrored."""
+    """Who is bolder and who goes first under its mean, by side and by head start; and what it does if mirrored."""
     found: dict[str, Any] = {"mirrored": {}}
     for sigma in SIGMAS:
         drove = navigation(drive(judged(sigma), mirrored(tuner)))
         found["mirrored"][f"{sigma:g}"] = drove.success.double().mean().item()
     for sigma in (0.01, 0.1):
         a = judged(sigma)
-        ride = drive(a, tuner)
-        waits = (ride.position[..., 0] <= 0).long().cumprod(0).sum(0)  # steps on the near side of the door
-        lead = a.start[:, 1].norm(dim=-1) - a.start[:, 0].norm(dim=-1)
-        clear, upper = lead.abs() > 0.05, waits[:, 0] < waits[:, 1]
-        found[f"upper first, {sigma:g}"] = upper.double().mean().item()
+        seen = order(a, drive(a, tuner))
+        clear = seen["lead"].abs() > 0.05
+        found[f"upper first, {sigma:g}"] = seen["ahead"].double().mean().item()
         if clear.any():
-            found[f"nearer first, {sigma:g}"] = (upper == (lead > 0))[clear].double().mean().item()
-        before = torch.arange(len(ride.strength))[:, None] < waits.amin(1)
-        ratio = (ride.strength[:, :, 0, 0] / ride.strength[:, :, 1, 0]).log().abs()
-        found[f"ratio, {sigma:g}"] = ratio[before].mean().exp().item()
+            for name, who in (("first", seen["ahead"]), ("bolder", seen["bolder"] > 0)):
+                found[f"nearer {name}, {sigma:g}"] = (who == (seen["lead"] > 0))[clear].double().mean().item()
+        found[f"ratio, {sigma:g}"] = seen["size"].item()
     return found
 
 

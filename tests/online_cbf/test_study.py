@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from gated.online_cbf import (
     GraphTuner,
     SafetyFilter,
+    constant,
     doorway,
     initial_state,
     navigation,
@@ -79,6 +82,37 @@ def test_blind_to_reflection_it_jams_in_the_mirror(tuner):
     assert (ride.strength[:, :, 0] == ride.strength[:, :, 1]).all()
 
 
+def test_order_tells_who_leads_who_is_bolder_and_who_is_first():
+    """Constants by name: the larger strength goes first in the mirror, whoever it is; a lead is that of the starts."""
+    a = study.judged(0.1)[:6]
+    for first, second in ((10.0, 3.0), (3.0, 10.0)):
+        mirror = doorway(6, sigma=0.0)
+        seen = study.order(mirror, study.drive(mirror, constant(torch.tensor([first, second]).double(), 10.0)))
+        assert (seen["ahead"] == (first > second)).all() and (seen["lead"].abs() < 1e-12).all()
+        torch.testing.assert_close(seen["bolder"], torch.full((6,), math.log(first / second)).double())
+        assert seen["size"].item() == pytest.approx(10 / 3)
+    seen = study.order(a, study.drive(a, constant(3.0, 3.0)))
+    torch.testing.assert_close(seen["lead"], a.start[:, 1].norm(dim=-1) - a.start[:, 0].norm(dim=-1))
+    assert (seen["bolder"] == 0).all() and seen["size"] == 1
+
+
+def test_constants_by_time_come_from_the_starts_of_those_by_success(small, monkeypatch):
+    monkeypatch.setattr(study, "PAIRS", ((1.0, 1.0), (5.0, 3.0)))
+    monkeypatch.setitem(study.FAMILIES, "fixed", (study.PAIRS, study.FAMILIES["fixed"][1]))
+    drawn, problems = [], study.problems
+
+    def kept(generator, batch=2):
+        drawn.append(problems(generator, batch))
+        return drawn[-1]
+
+    monkeypatch.setattr(study, "problems", kept)
+    found = study.timed(3, episodes=4)
+    study.best("fixed", partial(kept, torch.Generator().manual_seed(503)), 4, 3)
+    assert torch.equal(drawn[0].start, drawn[1].start) and len(drawn[0]) == 2
+    steps = [navigation(study.drive(drawn[0], constant(*pair))).makespan.mean().item() for pair in study.PAIRS]
+    assert found["choice"] == study.PAIRS[steps.index(min(steps))]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Few starts, little time, two choices."""
@@ -102,13 +136,23 @@ def test_the_best_of_a_family_has_most_successes(monkeypatch):
     assert study.best("by identity", lambda batch: doorway(batch, sigma=0.0), 3, 0) == (10, 3, 10)
 
 
-@pytest.mark.parametrize("kind", ["PPO", "descent", "constant"])
+def test_without_the_hint_it_does_not_see_how_far_others_have_to_go():
+    a = study.judged(0.1)[:4]
+    b = replace(a, goal=a.goal.clone())
+    b.goal[:, 1, 0] += 0.5
+    for kind, same in (("no hint", True), ("PPO", False)):
+        tuner = study.untrained(kind, torch.Generator().manual_seed(0))
+        here, there = (tuner(x, initial_state(x, SafetyFilter()))[:, 0] for x in (a, b))
+        assert torch.equal(here, there) == same
+
+
+@pytest.mark.parametrize("kind", ["PPO", "descent", "constant", "no hint"])
 def test_a_learner_leaves_curves_weights_and_outcomes(kind, small):
     found = study.learned(kind, 0, iterations=1)
     assert [len(x) for x in found["curves"].values()] == [1, 1, 1, 1]
     assert ("judged, drawn" in found) == (kind != "descent")
     assert all(case["min_barrier"] >= -1e-9 and case["infeasible"] == 0 for case in found["judged"].values())
-    study.restored(found["weights"], study.LEARNERS[kind])
+    study.restored(found["weights"], kind)
 
 
 def test_pushed_agents_are_judged_in_full_mode(small):

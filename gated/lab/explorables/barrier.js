@@ -333,7 +333,7 @@ function render({ model, el }) {
       slider(part, { key: "zeta_o", label: "ζ to obstacle", ...wide });
       choice(part, { key: "eta", label: "Exponent", options: [[1, "η = 1"], [3, "η = 3"]] });
       choice(part, { key: "mode", label: "Part of the allowance", options: Object.entries(names.mode) });
-      slider(part, { key: "speed", label: "Neighbour comes", min: 0, max: 1, step: 0.05, show: (v) => v.toFixed(2) });
+      slider(part, { key: "speed", label: "Neighbour comes (full)", min: 0, max: 1, step: 0.05, show: (v) => v.toFixed(2) });
       choice(part, { key: "objective", label: "Objective", options: Object.entries(names.objective) });
       const wedged = { agent: [-0.35, -0.1], neighbour: [0.15, 0.3], goal: [1.2, -0.05], obstacle: [-1, -0.3], eta: 1, objective: "nominal" };
       presets(part, {
@@ -352,9 +352,9 @@ function render({ model, el }) {
       slider(part, { key: "time", label: "Time step", min: 0, max: STEPS, step: 1 });
       const stop = { min: 0, max: zetas.length - 1, step: 1, decode: (k) => zetas[k], show: String };
       const encode = (v) => zetas.reduce((best, z, k) => (Math.abs(Math.log(z / v)) < Math.abs(Math.log(zetas[best] / v)) ? k : best), 0);
-      slider(part, { key: "zeta_1", label: "log ζ₁, agent 1", ...stop, encode });
-      slider(part, { key: "zeta_2", label: "log ζ₂, agent 2", ...stop, encode });
-      slider(part, { key: "sigma", label: "Head start σ", min: 0, max: sigmas.length - 1, step: 1, decode: (k) => sigmas[k], encode: (v) => sigmas.indexOf(v) });
+      slider(part, { key: "zeta_1", label: "ζ₁, agent 1", ...stop, encode });
+      slider(part, { key: "zeta_2", label: "ζ₂, agent 2", ...stop, encode });
+      slider(part, { key: "sigma", label: "Head start δ", min: 0, max: sigmas.length - 1, step: 1, decode: (k) => sigmas[k], encode: (v) => sigmas.indexOf(v) });
       if (Object.keys(g.runs).length) {
         choice(part, { key: "run", label: "What drives", options: [["", "two constants"], ...Object.keys(g.runs).map((one) => [one, one])] });
       }
@@ -369,9 +369,9 @@ function render({ model, el }) {
     },
     braking(part) {
       const show = (v) => v.toFixed(2);
-      slider(part, { key: "alpha", label: "Poles at α", min: 0.5, max: 6, step: 0.05, show });
+      slider(part, { key: "alpha", label: "Strength ζ", min: 0.5, max: 6, step: 0.05, show });
       slider(part, { key: "v0", label: "Speed v₀", min: 0.3, max: 2, step: 0.05, show });
-      slider(part, { key: "brake", label: "Brakes aₘₐₓ", min: 0.3, max: 2, step: 0.05, show });
+      slider(part, { key: "brake", label: "Brakes uₘₐₓ", min: 0.3, max: 2, step: 0.05, show });
     },
   };
   const start = { agent: [-0.7, 0.1], neighbour: [0.05, 0.4], goal: [1.2, -0.05], obstacle: [0.1, -0.5], eta: 1, mode: "share", objective: "nominal" };

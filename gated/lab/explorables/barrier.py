@@ -29,8 +29,8 @@ FINE = 10_000
 """Recorded places are kept to 1 / FINE."""
 
 _LIMIT = formula("n · u ≥ −", frac("κ α ( h )", "2 d"), ",  α ( h ) = min (", row("ζ", sup("h", "η")), ", h / Δt )")
-_PEAK = frac("α v_0", "e")
-NOTE = "Agent 1 starts σ ahead of the mirror image of agent 2. To the posts ζ is 10."
+_PEAK = frac("ζ v_0", "e")
+NOTE = "Agent 1 starts δ ahead of the mirror image of agent 2. To the posts ζ is 10."
 RED = ("infeasible", "beyond", "hit")
 WORDS = {
     "open": ("The gate is open", _LIMIT,
@@ -48,8 +48,8 @@ WORDS = {
     "order": ("Unequal gates order the traffic", formula("ζ_1 ≠ ζ_2"),
         "One gate holds farther away from the other agent and waits. The other one passes until later, and goes first. "
         "As a rule that is the agent with the larger ζ. A large head start can overrule it."),
-    "even": ("Equal gates, and the head start decides", formula("ζ_1 = ζ_2 , σ > 0"),
-        "Only the head start σ tells the agents apart, and here it is enough. With a smaller one these gates jam."),
+    "even": ("Equal gates, and the head start decides", formula("ζ_1 = ζ_2 , δ > 0"),
+        "Only the head start δ tells the agents apart, and here it is enough. With a smaller one these gates jam."),
     "jam": ("Equal gates deadlock", formula("ζ_1 = ζ_2"),
         "Each agent sees the mirror image of what the other one sees, or nearly, does the same, and neither gets "
         "through. Nobody is hurt, nobody arrives. Move one of the two sliders."),
@@ -59,17 +59,17 @@ WORDS = {
     "slow": ("Safe, and too slow", formula("− n · u ≤ κ ζ", frac(row(sup("d", "2"), "−", sup("D", "2")), "2 d")),
         "A small ζ is a gate that closes far away. Somebody creeps, and the 200 steps of the deadline are over."),
     "run": ("A recorded run", formula("ζ_1 ( t ) , ζ_2 ( t )"),
-        "These places were recorded, and the strengths may have changed at every step. The sliders of ζ and σ do "
+        "These places were recorded, and the strengths may have changed at every step. The sliders of ζ and δ do "
         "nothing here. Scrub through time, and compare with two constants."),
-    "brakes": ("The brakes suffice", formula(_PEAK, "≤ a_max"),
-        "The filter lets through what keeps ẍ + 2αẋ + α²x ≥ 0 for the gap x. A small α brakes early and gently: safe, "
-        "and slow. A large α brakes late and hard."),
-    "beyond": ("Infeasible: more than the brakes give", formula("α > e", frac("a_max", "v_0")),
-        "The filter let the approach go on for so long that it now demands more than aₘₐₓ. This time full braking is "
+    "brakes": ("The brakes suffice", formula(_PEAK, "≤ u_max"),
+        "The filter lets through what keeps ẍ + 2ζẋ + ζ²x ≥ 0 for the gap x. A small ζ brakes early and gently: safe, "
+        "and slow. A large ζ brakes late and hard."),
+    "beyond": ("Infeasible: more than the brakes give", formula("ζ > e", frac("u_max", "v_0")),
+        "The filter let the approach go on for so long that it now demands more than uₘₐₓ. This time full braking is "
         "enough. But the barrier no longer promises it."),
-    "hit": ("Infeasible, and the wall is hit", formula("α > e", frac("a_max", "v_0")),
+    "hit": ("Infeasible, and the wall is hit", formula("ζ > e", frac("u_max", "v_0")),
         "When the filter began to brake it was too late for these brakes. A barrier is only as safe as its problem is "
-        "solvable. A smaller α would have begun earlier."),
+        "solvable. A smaller ζ would have begun earlier."),
 }  # fmt: skip
 
 
@@ -81,11 +81,11 @@ class BarrierExplorable(Explorable):
         agent, neighbour, goal, obstacle: places of the first view, |x| <= 1.45 and |y| <= 0.95; discs do not overlap.
         zeta, zeta_o: strengths to the neighbour and to the obstacle, 0.2 to 20. eta: 1 or 3.
         mode, objective: of `gated.online_cbf.SafetyFilter`. speed: at which the neighbour comes, read in mode "full".
-        zeta_1, zeta_2: strengths of the agents at the door, 0.5 to 20. sigma: head start of agent 1, one of `SIGMAS`.
+        zeta_1, zeta_2: strengths of the agents at the door, 0.5 to 20. sigma: agent 1's head start δ, one of `SIGMAS`.
         time: steps shown, 0 to 200.
         run: a name of `runs` to show, or "" for the two constants.
         runs: recorded places [times, 2, 2] in `gated.online_cbf.doorway(1)`, at most 201 times, by name.
-        alpha, v0, brake: both poles of the filter that brakes, speed of the approach, and what the brakes give.
+        alpha, v0, brake: strength ζ of the filter that brakes, speed of the approach, and what the brakes give.
 
     Raises:
         ValueError: a value out of its range.
@@ -177,10 +177,10 @@ class BarrierExplorable(Explorable):
         if s["view"] == "barrier":
             words = f"wish {_list(v['wish'])}, control {_list(v['u'])}"
         elif s["view"] == "doorway":
-            words = s["run"] or "zeta {zeta_1:g} and {zeta_2:g}, sigma {sigma:g}".format(**s)
+            words = s["run"] or "zeta {zeta_1:g} and {zeta_2:g}, head start {sigma:g}".format(**s)
             words += f": {_outcome(v)}"
         else:
-            words = f"alpha {s['alpha']:g}: at most {v['peak']:.2f} demanded, {s['brake']:.2f} given"
+            words = f"zeta {s['alpha']:g}: at most {v['peak']:.2f} demanded, {s['brake']:.2f} given"
         return f"BarrierExplorable: {WORDS[v['kind']][0]}\n  {words}"
 
     def markup(self) -> str:
@@ -198,14 +198,15 @@ class BarrierExplorable(Explorable):
         }
         right = {
             "barrier": art.controls(near) + _key({"neighbour": art.ORANGE, "obstacle": art.GREY, "u*": art.GREEN,
-                                                  "ring: wish; allowed speed": "transparent"}) + art.speeds(near),
+                                                  "ring: without rows": "transparent"}) + art.speeds(near)
+            + _key({"ring: allowed": "transparent", "dot: used": "transparent"}),
             "doorway": art.chart(s, steps) + _key({"fast": art.BLUE, "fainter: slower": "#0072b255", "jam": art.RED,
                                                    "too slow": art.GREY}) + tag("div", NOTE, style="font-size: 12.5px"),
             "braking": art.peaks(s, stop),
         }  # fmt: skip
         numbers = {
             "barrier": draw.readings({
-                "wish": ("Wish uₙₒₘ", _list(near["wish"])), "control": ("Control u*", _list(near["u"])),
+                "wish": ("Without rows", _list(near["wish"])), "control": ("Control u*", _list(near["u"])),
                 "neighbour": ("To the neighbour: speed, allowed", _pair(near, 0)),
                 "obstacle": ("To the obstacle: speed, allowed", _pair(near, 1)),
                 "verdict": ("Problem", "infeasible" if near["kind"] == "infeasible" else "feasible"),
@@ -213,14 +214,14 @@ class BarrierExplorable(Explorable):
             "doorway": draw.readings({
                 "outcome": ("Outcome, steps", _outcome(door)), "first": ("First through the door", _first(door)),
                 "arrival": ("Steps of agents 1, 2", _arrival(door)),
-                "least": ("Smallest gap of the run", _gap(door["least"])),
+                "least": ("Smallest gap (0: just touching)", _gap(door["least"])),
                 "collisions": ("Collisions in all of the map", str(self.constants["collisions"][which])),
             }),
             "braking": draw.readings({
-                "peak": ("Peak demand α v₀ / e", f"{stop['peak']:.3f}"),
-                "brake": ("The brakes give aₘₐₓ", f"{s['brake']:.2f}"),
-                "threshold": ("Feasible up to α = e aₘₐₓ / v₀", f"{stop['threshold']:.2f}"),
-                "start": ("Braking begins at gap 2 v₀ / α", f"{stop['start']:.2f}"), "end": ("In the end", _end(stop)),
+                "peak": ("Peak demand ζ v₀ / e", f"{stop['peak']:.3f}"),
+                "brake": ("The brakes give uₘₐₓ", f"{s['brake']:.2f}"),
+                "threshold": ("Feasible up to ζ = e uₘₐₓ / v₀", f"{stop['threshold']:.2f}"),
+                "start": ("Braking begins at gap 2 v₀ / ζ", f"{stop['start']:.2f}"), "end": ("In the end", _end(stop)),
             }),
         }  # fmt: skip
         order = sorted(VIEWS, key=lambda one: one != view)  # what is shown comes first

@@ -276,7 +276,7 @@ def demand(s: dict[str, Any], v: dict[str, Any]) -> str:
     over = {"x": 36, "width": 276, "y": 26, "height": y - 26, "fill": RED, "fill_opacity": 0.12}
     marks.append(tag("rect", **over, visibility=seen(v["kind"] != "brakes"), data_over="demand"))
     marks.append(rule(36, y, 312, y, stroke=ORANGE, stroke_opacity=1, stroke_width=2, data_level="demand"))
-    marks.append(text("aₘₐₓ", 312, y - 4, text_anchor="end", data_name="demand"))
+    marks.append(text("uₘₐₓ", 312, y - 4, text_anchor="end", data_name="demand"))
     ink = BLUE if v["kind"] == "brakes" else RED
     ideal = {"stroke": "currentColor", "stroke_dasharray": "4 3", "fill": "none", "stroke_width": 1.5, "data_ideal": ""}
     marks.append(tag("path", d=curve(SECONDS, SECOND, BRAKE, v["ideal"]), **ideal))
@@ -301,14 +301,14 @@ def room(v: dict[str, Any]) -> str:
 
 def peaks(s: dict[str, Any], v: dict[str, Any]) -> str:
     """The peak of the demand over alpha, with the threshold."""
-    marks = [text("Peak demand by α", 4, 14, strong=True)]
-    marks += _frame(ALPHA, PEAK, {0: "0", 1: "1", 2: "2", 3: "3", 4: "4", 5: "5", 5.85: "α = 6"},
+    marks = [text("Peak demand by ζ", 4, 14, strong=True)]
+    marks += _frame(ALPHA, PEAK, {0: "0", 1: "1", 2: "2", 3: "3", 4: "4", 5: "5", 6: "6"},
                     {0: "0", 1: "1", 2: "2", 3: "3", 4: "4"})  # fmt: skip
     x, y, ink = ALPHA(v["threshold"]), PEAK(s["brake"]), BLUE if v["kind"] == "brakes" else RED
     marks.append(tag("rect", x=x, y=26, width=312 - x, height=224, fill=RED, fill_opacity=0.12, data_over="peak"))
     marks.append(tag("path", d=_ray(s["v0"] / math.e), stroke=BLUE, **_SOLID, data_ray=""))
     marks.append(rule(36, y, 312, y, stroke=ORANGE, stroke_opacity=1, stroke_width=2, data_level="peak"))
-    marks.append(text("aₘₐₓ", 312, y - 4, text_anchor="end", data_name="peak"))
+    marks.append(text("uₘₐₓ", 312, y - 4, text_anchor="end", data_name="peak"))
     marks.append(rule(x, 250, x, 26, stroke=RED, stroke_opacity=1, stroke_dasharray="4 3", data_threshold=""))
     marks.append(text("infeasible →", min(x + 5, 240), 40, style=f"fill: {RED}", data_beyond="",
                       visibility=seen(v["threshold"] < ALPHA.high)))  # fmt: skip
@@ -316,7 +316,7 @@ def peaks(s: dict[str, Any], v: dict[str, Any]) -> str:
         tag("circle", cx=ALPHA(s["alpha"]), cy=PEAK(v["peak"]), r=7, fill=ink, stroke="currentColor", data_peak="")
     )
     label = (
-        "The hardest braking that the filter demands, a line over alpha, with the threshold where it exceeds the brakes"
+        "The hardest braking that the filter demands, a line over zeta, with the threshold where it exceeds the brakes"
     )
     return draw.svg(320, 270, label, *marks, axes(alpha=ALPHA, peak=PEAK))
 
