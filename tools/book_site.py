@@ -8,16 +8,17 @@
 from __future__ import annotations
 
 import re
-from html import escape
+import tomllib
 from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
 import claims
+import scoreboard
 
+DEPARTURES = claims.ROOT / "book" / "departures.toml"
 FONT_AWESOME = re.compile(r'\s*<script defer src="[^"]*_static/scripts/fontawesome\.js[^"]*"></script>')
-VERDICTS = {"holds here": "holds", "fails here": "fails"}
 
 
 def drop_thebe(app, pagename, templatename, context, doctree) -> None:
@@ -43,64 +44,32 @@ def lighten(app, exception) -> None:
         unused.unlink()
 
 
-def scoreboard(rows: list[dict]) -> str:
-    """The rows as HTML: one body a chapter, verdicts as words (colour only repeats them)."""
-
-    def cell(label: str, text: str, css: str = "") -> str:
-        return f'<td data-label="{label}"{css and f" class={css!r}"}>{escape(text)}</td>'
-
-    body = []
-    for chapter in dict.fromkeys(row["chapter"] for row in rows):
-        body.append(
-            f'<tr class="chapter"><th colspan="5" scope="rowgroup">'
-            f'<a href="{chapter}.html">{escape(chapter)}</a></th></tr>'
-        )
-        for row in (row for row in rows if row["chapter"] == chapter):
-            low_high = "" if row["interval"] is None else " [{:.3g}, {:.3g}]".format(*row["interval"])
-            measured = row["measured"] if isinstance(row["measured"], str) else f"{row['measured']:.4g}"
-            verdict = row["verdict"]
-            body.append(
-                "<tr>"
-                + cell("claim", row["claim"])
-                + cell("measured", measured + low_high)
-                + cell("seeds", str(row["seeds"]))
-                + cell("source", row["source"])
-                + cell("verdict", verdict, f"verdict-{VERDICTS.get(verdict, 'open')}")
-                + "</tr>"
-            )
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("claim", "measured [interval]", "seeds", "source", "verdict")
-    )
-    return (
-        f'<div class="gated-cards"><table class="gated-scoreboard"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
 class Scoreboard(Directive):
-    """`{scoreboard}`: all claims; `{scoreboard}` with `summary` as its argument: one sentence that
-    counts them."""
+    """`{scoreboard} summary`: a sentence that counts all claims; `chapters`: a line a chapter; without an argument: all
+    claims; `departures`: where papers and their public code differ."""
 
     optional_arguments = 1
 
     def run(self):
         environment = self.state.document.settings.env
-        for notebook in claims.notebooks():
-            environment.note_dependency(str(notebook))
+        for path in (*claims.notebooks(), scoreboard.SCRIPT):
+            environment.note_dependency(str(path))
         rows = claims.collect()
-        if not self.arguments:
-            return [nodes.raw("", scoreboard(rows), format="html")]
-        counts = {
-            verdict: sum(row["verdict"] == verdict for row in rows)
-            for verdict in ("holds here", "fails here", "not decidable at this scale")
-        }
-        said = ", ".join(
-            f"{count} {verdict.replace('holds', 'hold').replace('fails', 'fail').replace('not', 'are not')}"
-            for verdict, count in counts.items()
-            if count
-        )
-        return [nodes.paragraph(text=f"So far {len(rows)} claims were put to the test: {said}.")]
+        if self.arguments == ["summary"]:
+            return [nodes.paragraph(text=scoreboard.summary(rows))]
+        if self.arguments == ["departures"]:
+            environment.note_dependency(str(DEPARTURES))
+            listed = tomllib.loads(DEPARTURES.read_text(encoding="utf-8"))["departure"]
+            return [nodes.raw("", scoreboard.departures(listed), format="html")]
+        make = scoreboard.chapters if self.arguments == ["chapters"] else scoreboard.table
+        return [nodes.raw("", make(rows, in_order()), format="html")]
+
+
+def in_order() -> list[str]:
+    """The chapters with claims, as the book has them."""
+    listed = re.findall(r"file: book/(\w+)$", (claims.ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M)
+    made = {row["chapter"] for row in claims.collect()}
+    return [name for name in listed if name in made]
 
 
 def setup(app):

@@ -1,19 +1,26 @@
-"""A world behind PettingZoo's parallel API, for the learners of other libraries.
+"""Worlds behind PettingZoo's parallel API, for the learners of other libraries, and environments of others as worlds.
 
     env = parallel_env(Pursuit(1, seers=2, blind=1))
     observations, infos = env.reset(seed=0)
     observations, rewards, terminations, truncations, infos = env.step({agent: 4 for agent in env.agents})
+
+    world = ParallelWorld(mpe2.simple_reference_v3.parallel_env, batch=64, limit=25)      # for a `Cohort`
 
 PettingZoo runs one copy at a time and a Python dictionary each step; the worlds themselves run thousands.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, SupportsInt
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
-from gated.commformer.worlds import World
+from gated.commformer.worlds import Transition, World
 
 
 def parallel_env(world: World) -> Any:
@@ -85,3 +92,72 @@ def parallel_env(world: World) -> Any:
             return dict(zip(names, observation[0].numpy().astype("float32"), strict=True))
 
     return WorldParallelEnv()
+
+
+class ParallelWorld:
+    """Copies of a PettingZoo parallel environment as one world, in which a `gated.commformer.Cohort` can learn.
+
+    Each copy is reset with a seed of its own, drawn from the generator that `reset` is given. A copy is done when all
+    of its agents are terminated, and stands still from then on, at reward 0. Agents that see less than others have
+    zeros behind what they see. Copies are stepped one after another in Python.
+
+    Args:
+        make: makes one environment. All its agents act in every step, until they end together.
+        batch: copies.
+        limit: steps of an episode; a copy that is not done by then is truncated.
+
+    Raises:
+        ValueError: if a size is below 1, an observation is not a vector, or agents differ in their numbers of actions.
+    """
+
+    bounds = (-math.inf, math.inf)
+
+    def __init__(self, make: Callable[[], Any], *, batch: int, limit: int) -> None:
+        for name, number in (("batch", batch), ("limit", limit)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self.batch, self.limit = batch, limit
+        self.envs = [make() for _ in range(batch)]
+        self.names = list(self.envs[0].possible_agents)
+        self.num_agents = len(self.names)
+        shapes = [self.envs[0].observation_space(name).shape for name in self.names]
+        if any(shape is None or len(shape) != 1 for shape in shapes):
+            raise ValueError(f"observations must be vectors, got shapes {shapes}")
+        self.observation_size = max(shape[0] for shape in shapes)
+        actions = {int(getattr(self.envs[0].action_space(name), "n", 0)) for name in self.names}
+        if len(actions) != 1 or 0 in actions:
+            raise ValueError(f"all agents must have the same number of discrete actions, got {sorted(actions)}")
+        self.num_actions = actions.pop()
+
+    def reset(self, generator: torch.Generator) -> Float[Tensor, "batch agents features"]:
+        seeds = torch.randint(2**31 - 1, (self.batch,), generator=generator, device=generator.device).tolist()
+        self.steps, self.done = 0, torch.zeros(self.batch, dtype=torch.bool)
+        self.seen = torch.zeros(self.batch, self.num_agents, self.observation_size)
+        for copy, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
+            self._see(copy, env.reset(seed=seed)[0])
+        return self.seen.clone()
+
+    def step(self, actions: Int64[Tensor, "batch agents"]) -> Transition:
+        """Raises ValueError for actions of another shape, out of range, or after the last step."""
+        if actions.shape != (self.batch, self.num_agents):
+            raise ValueError(f"actions must have shape {(self.batch, self.num_agents)}, got {tuple(actions.shape)}")
+        if bool(((actions < 0) | (actions >= self.num_actions)).any()):
+            raise ValueError(f"actions must lie in 0 to {self.num_actions - 1}")
+        if self.steps >= self.limit:
+            raise ValueError(f"the episode is over after {self.limit} steps; call reset")
+        self.steps += 1
+        rewards = torch.zeros(self.batch, self.num_agents)
+        for copy, (env, moves) in enumerate(zip(self.envs, actions.tolist(), strict=True)):
+            if not env.agents:
+                continue
+            seen, reward, ended, _, _ = env.step(dict(zip(self.names, moves, strict=True)))
+            self._see(copy, seen)
+            rewards[copy] = torch.tensor([float(reward[name]) for name in self.names])
+            self.done[copy] = all(ended[name] for name in self.names)
+        cut = torch.tensor([self.steps == self.limit or not env.agents for env in self.envs])
+        return Transition(self.seen.clone(), rewards, self.done.clone(), cut & ~self.done)
+
+    def _see(self, copy: int, seen: dict[str, Any]) -> None:
+        for i, name in enumerate(self.names):
+            x = torch.from_numpy(np.asarray(seen[name], dtype=np.float32))
+            self.seen[copy, i, : len(x)] = x

@@ -6,8 +6,9 @@ import warnings
 import pytest
 import torch
 
+from gated.commformer import PPO, Arm, Cohort, CommFormer
 from gated.commformer.worlds import PermutationLookup, Pursuit, predator_prey, scout
-from gated.lab.parallel_env import parallel_env
+from gated.lab.parallel_env import ParallelWorld, parallel_env
 
 WORLDS = {
     "two seers, one blind": lambda: Pursuit(1),
@@ -69,3 +70,66 @@ def test_without_pettingzoo(monkeypatch):
     monkeypatch.setitem(sys.modules, "pettingzoo", None)
     with pytest.raises(ImportError, match="pip install pettingzoo"):
         parallel_env(Pursuit(1))
+
+
+# The other way round -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_there_and_back_is_the_world(name):
+    """Copies of a world behind the API, taken as one world again, are copies of it with seeds of their own."""
+    make = WORLDS[name]
+    world, apart = ParallelWorld(lambda: parallel_env(make()), batch=3, limit=make().limit), [make() for _ in range(3)]
+    seen = world.reset(torch.Generator().manual_seed(1))
+    seeds = torch.randint(2**31 - 1, (3,), generator=torch.Generator().manual_seed(1)).tolist()
+    own = torch.cat([one.reset(torch.Generator().manual_seed(seed)) for one, seed in zip(apart, seeds, strict=True)])
+    assert torch.equal(seen, own.float())
+    moves, over = torch.Generator().manual_seed(0), torch.zeros(3, dtype=torch.bool)
+    for _ in range(world.limit):
+        actions = torch.randint(world.num_actions, (3, world.num_agents), generator=moves)
+        step = world.step(actions)
+        for copy, one in enumerate(apart):
+            if not over[copy]:
+                alone = one.step(actions[copy : copy + 1])
+                assert all(torch.equal(x[copy : copy + 1], y.to(x)) for x, y in zip(step, alone, strict=True))
+            else:
+                assert step.done[copy] and not step.reward[copy].any()
+        over |= step.done
+    assert bool((step.done | step.truncated).all())
+    with pytest.raises(ValueError, match="call reset"):
+        world.step(actions)
+
+
+def test_a_cohort_learns_in_an_environment_of_others():
+    """Simple reference of the multi-agent particle environments: each agent knows the other's goal, and tells it."""
+    from mpe2 import simple_reference_v3
+
+    world = ParallelWorld(lambda: simple_reference_v3.parallel_env(max_cycles=5), batch=8, limit=5)
+    assert (world.num_agents, world.observation_size, world.num_actions) == (2, 21, 50)
+    people = Cohort(
+        lambda seed: CommFormer(2, 21, 50, width=16, seed=seed),
+        [Arm("none", "fixed", graph=torch.zeros(2, 2)), Arm("joint", "joint")],
+        seeds=[0],
+        settings=PPO(epochs=1),
+    )
+    before = [p.clone() for p in people.parameters.values()]
+    score = people.train(world, 2, torch.Generator().manual_seed(0))
+    assert score.shape == (2, 2) and bool((score < 0).all())  # distances to the goals, with a minus
+    moved = torch.stack(
+        [(a - b).detach().flatten(1).abs().sum(1) for a, b in zip(before, people.parameters.values(), strict=True)]
+    )
+    assert bool((moved.sum(0) > 0).all())  # both runs
+
+
+def test_environments_that_are_no_worlds():
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        ParallelWorld(lambda: parallel_env(Pursuit(1)), batch=1, limit=0)
+    from mpe2 import simple_speaker_listener_v4
+
+    with pytest.raises(ValueError, match="same number of discrete actions"):
+        ParallelWorld(simple_speaker_listener_v4.parallel_env, batch=1, limit=5)
+    world = ParallelWorld(lambda: parallel_env(Pursuit(1)), batch=2, limit=5)
+    world.reset(torch.Generator().manual_seed(0))
+    for actions, message in ((torch.zeros(1, 3), "must have shape"), (torch.full((2, 3), 6), "lie in 0 to 5")):
+        with pytest.raises(ValueError, match=message):
+            world.step(actions.long())

@@ -1,0 +1,124 @@
+"""The scoreboard shows every claim of every notebook, and finds and sorts them as a list comprehension would."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPARTURES = tomllib.loads((ROOT / "book" / "departures.toml").read_text(encoding="utf-8"))["departure"]
+
+KINDS = {"holds here": "holds", "fails here": "fails", "not decidable at this scale": "open"}
+
+
+@pytest.fixture(scope="module")
+def rows(tool):
+    return tool("claims").collect()
+
+
+@pytest.fixture
+def page(browser, site_url):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{site_url}/book/claims.html")
+    yield page
+    context.close()
+
+
+def names(page) -> list[str]:
+    """The rows that are seen, from top to bottom."""
+    return page.locator(".gated-claims tbody tr").evaluate_all(
+        "rows => rows.filter(row => row.offsetHeight).map(row => row.cells[0].textContent)"
+    )
+
+
+def name(row: dict) -> str:
+    return f"{row['chapter']} {row['id']}"
+
+
+def test_without_scripts_all_claims_and_reasons_are_there(browser, site_url, rows):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site_url}/book/claims.html")
+    shown = page.locator(".gated-claims tbody tr")
+    assert shown.count() == len(rows) and not page.locator(".gated-filter").is_visible()
+    text = page.locator(".gated-claims").text_content()
+    assert all(row[part] in text for row in rows for part in ("claim", "refuted_if", "why"))
+    context.close()
+
+
+def test_counts_by_chapter(page, rows):
+    counts = Counter((row["chapter"], KINDS[row["verdict"]]) for row in rows)
+    lines = page.locator(".gated-counts tbody tr")
+    found = lines.evaluate_all("all => all.map(row => [...row.cells].slice(0, 4).map(cell => cell.textContent))")
+    assert len(found) == len({row["chapter"] for row in rows})
+    assert {
+        (chapter, kind): int(n) for chapter, *numbers in found for kind, n in zip(KINDS.values(), numbers, strict=True)
+    } == {(chapter, kind): counts[chapter, kind] for chapter, *_ in found for kind in KINDS.values()}
+
+
+def test_filters_are_the_conjunction_of_what_is_asked(page, rows):
+    assert sorted(names(page)) == sorted(map(name, rows))
+    page.get_by_label("fails here").uncheck()
+    page.get_by_label("Find").fill("SEED gate")
+    kept = [r for r in rows if r["verdict"] != "fails here"]
+    said = "{chapter} {id} {claim} {refuted_if} {why} {unit} {measured} {verdict}"
+    low = {name(r): said.format(**r).lower() for r in kept}
+    found = names(page)
+    assert 0 < len(found) < len(rows)
+    assert {n for n, text in low.items() if "seed" in text and "gate" in text} <= set(found) <= set(low)
+    page.get_by_label("Find").fill("")
+    page.get_by_label("Chapter").select_option("gla")
+    assert sorted(names(page)) == sorted(name(r) for r in kept if r["chapter"] == "gla")
+    assert page.locator(".gated-filter [role=status]").text_content() == f"{len(names(page))} of {len(rows)} claims"
+
+
+def test_sorting_both_ways_and_back_from_the_address(page, rows):
+    by_seeds = page.get_by_role("button", name="seeds")
+    number = {name(row): row["seeds"] for row in rows}
+    by_seeds.click()
+    up = [number[n] for n in names(page)]
+    by_seeds.click()
+    down = [number[n] for n in names(page)]
+    assert up == sorted(up) and down == up[::-1]
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="measured").click()
+    measured = {name(row): row["measured"] for row in rows}
+    values = [measured[n] for n in names(page)]
+    numbers = [x for x in values if not isinstance(x, str)]
+    assert values[: len(numbers)] == sorted(numbers)
+    page.get_by_label("Chapter").select_option("moe")
+    before, address = names(page), page.url
+    page.goto("about:blank")
+    page.goto(address)
+    assert names(page) == before and before
+
+
+def test_a_claim_opens_by_keyboard_and_leads_to_its_chapter(page):
+    first = page.locator(".gated-claims summary").first
+    first.focus()
+    page.keyboard.press("Enter")
+    reason = page.locator(".gated-claims details[open]")
+    assert reason.count() == 1 and "Refuted if" in reason.text_content()
+    reason.get_by_role("link").click()
+    page.wait_for_url("**#at-full-scale")
+    assert page.locator("#at-full-scale").count() == 1
+
+
+@pytest.mark.parametrize("row", DEPARTURES, ids=lambda row: f"{row['chapter']}-{row['test'].rpartition('::')[2]}")
+def test_what_shows_a_departure_exists(row, rows):
+    assert set(row) == {"chapter", "paper", "code", "here", "test"} and all(row.values())
+    assert row["chapter"] in {claim["chapter"] for claim in rows}
+    path, _, wanted = row["test"].partition("::")
+    assert (ROOT / path).is_file()
+    if wanted:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        assert wanted in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_departures_are_shown(page):
+    assert page.locator(".gated-departures tbody tr").count() == len(DEPARTURES) > 0

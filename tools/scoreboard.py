@@ -1,0 +1,121 @@
+"""The scoreboard's HTML: what became of all claims, chapter by chapter, and each of them with its reasons.
+
+All of it stands in the page as built; `scoreboard.js`, set into that page alone, hides rows and sorts them. Only the
+standard library is needed, as for `claims`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+VERDICTS = {"holds here": "holds", "fails here": "fails", "not decidable at this scale": "open"}
+SIGNS = {"holds": "✓", "fails": "✗", "open": "?"}
+SCRIPT = Path(__file__).resolve().with_name("scoreboard.js")
+
+
+def summary(rows: list[dict]) -> str:
+    counts = Counter(row["verdict"] for row in rows)
+    said = [
+        f"{counts[verdict]} {verdict.replace('holds', 'hold').replace('fails', 'fail').replace('not', 'are not')}"
+        for verdict in VERDICTS
+        if counts[verdict]
+    ]
+    return f"So far {len(rows)} claims were put to the test: {', '.join(said)}."
+
+
+def chapters(rows: list[dict], order: list[str]) -> str:
+    """A line a chapter: a bar of its claims by verdict, and their numbers."""
+    lines = []
+    for chapter in order:
+        counts = Counter(VERDICTS[row["verdict"]] for row in rows if row["chapter"] == chapter)
+        bars = "".join(f'<i class="verdict-{kind}" style="flex: {counts[kind]}"></i>' for kind in SIGNS if counts[kind])
+        numbers = "".join(f'<td class="verdict-{kind}">{counts[kind]}</td>' for kind in SIGNS)
+        link = f'<a href="{chapter}.html">{escape(chapter)}</a>'
+        bar = f'<td aria-hidden="true"><span class="gated-bar">{bars}</span></td>'
+        lines.append(f'<tr><th scope="row">{link}</th>{numbers}{bar}</tr>')
+    heads = "".join(f'<th scope="col">{SIGNS[kind]} {word}</th>' for kind, word in _WORDS.items())
+    head = f'<tr><th scope="col">chapter</th>{heads}<td aria-hidden="true"></td></tr>'
+    return f'<table class="gated-counts"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+_WORDS = {"holds": "hold", "fails": "fail", "open": "open"}
+
+
+def table(rows: list[dict], order: list[str]) -> str:
+    """All claims; a row opens to what would refute it, why it came out as it did, and what it would take."""
+    place = {chapter: number for number, chapter in enumerate(order)}
+    body = "".join(_row(row) for row in sorted(rows, key=lambda row: place[row["chapter"]]))
+    heads = "".join(
+        f'<th scope="col" data-sort="{key}"><span>{word}</span></th>'
+        for key, word in (("place", "chapter"), ("claim", "claim"), ("measured", "measured"), ("seeds", "seeds"),
+                          ("verdict", "verdict"))
+    )  # fmt: skip
+    chapter = "".join(f"<option>{escape(name)}</option>" for name in order)
+    kinds = "".join(
+        f'<label><input type="checkbox" value="{kind}" checked> {SIGNS[kind]} {word}</label>'
+        for word, kind in VERDICTS.items()
+    )
+    controls = (
+        '<form class="gated-filter" role="search" aria-label="Claims" hidden>'
+        '<label>Find <input type="search" name="words" placeholder="a word of the claim"></label>'
+        f'<label>Chapter <select name="chapter"><option value="">all</option>{chapter}</select></label>'
+        f'<fieldset><legend>Verdict</legend>{kinds}</fieldset><p role="status"></p></form>'
+    )
+    css = "gated-scoreboard gated-claims"
+    claims = f'<table class="{css}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    script = SCRIPT.read_text(encoding="utf-8")
+    return f'<div class="gated-cards">{controls}{claims}</div><script type="module">{script}</script>'
+
+
+def departures(listed: list[dict]) -> str:
+    """Where a paper and its public code differ, what is done here, and the test that shows it."""
+    lines = "".join(
+        f'<tr><td data-label="chapter"><a href="{row["chapter"]}.html">{escape(row["chapter"])}</a></td>'
+        + "".join(f'<td data-label="{part}">{_code(row[part])}</td>' for part in ("paper", "code", "here"))
+        + f'<td data-label="shown by">{_shown(row["test"])}</td></tr>'
+        for row in listed
+    )
+    heads = "".join(f'<th scope="col">{word}</th>' for word in ("chapter", "paper", "code", "here", "shown by"))
+    css = "gated-scoreboard gated-departures"
+    return f'<table class="{css}"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
+
+
+def _shown(test: str) -> str:
+    path, _, name = test.partition("::")
+    if path.endswith(".ipynb"):
+        return f'<a href="{Path(path).stem}.html">the chapter itself</a>'
+    return f"<code>{escape(name)}</code> in <code>{escape(path)}</code>"
+
+
+def _code(text: str) -> str:
+    """Escaped, and what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def _row(row: dict) -> str:
+    kind = VERDICTS[row["verdict"]]
+    chapter, name = escape(row["chapter"]), escape(row["id"])
+    measured, order = row["measured"], ""
+    if not isinstance(measured, str):
+        measured, order = f"{_number(measured)} {row['unit']}".strip(), measured
+    interval = "" if row["interval"] is None else f" [{', '.join(_number(x) for x in row['interval'])}]"
+    more = (
+        f"<details><summary>{escape(row['claim'])}</summary><p><b>Refuted if</b> {escape(row['refuted_if'])}</p>"
+        f"<p>{escape(row['why'])}</p>"
+        f'<p><a href="{chapter}.html#at-full-scale">What it takes at full scale</a></p></details>'
+    )
+    runs = f"{row['seeds']}, {row['source']}" if row["seeds"] else "no run"
+    return (
+        f'<tr data-chapter="{chapter}" data-verdict="{kind}">'
+        f'<td data-label="chapter"><a href="{chapter}.html">{chapter}</a> {name}</td><td data-label="claim">{more}</td>'
+        f'<td data-label="measured" data-order="{order}">{escape(measured + interval)}</td>'
+        f'<td data-label="seeds" data-order="{row["seeds"]}">{runs}</td>'
+        f'<td data-label="verdict" class="verdict-{kind}">{SIGNS[kind]} {escape(row["verdict"])}</td></tr>'
+    )
+
+
+def _number(x: float) -> str:
+    return f"{x:.3g}".replace("-", "−")
