@@ -16,17 +16,14 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-import torch._inductor
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from gated.kernels.barrier_qp import cpu
+from gated.kernels.machine_code import machine_code
 
 ROWS = 10  # compiled in 40 seconds of one idle core; 6 rows in 25, one row in 6
 FINE, DOUBTFUL, NONE = 0.0, 1.0, 2.0
@@ -113,26 +110,11 @@ def _optimum(table: Tensor, numbers: Tensor) -> list[Tensor]:
 
 @functools.cache
 def _compiled(m: int, dtype: torch.dtype) -> Callable[..., Sequence[Tensor]] | None:
-    """`_optimum` for m rows in machine code. None, and a warning, where that cannot be had.
-
-    Not through `torch.compile`, whose look at its inputs would take as long as the arithmetic, in every call.
-    """
-    example: list[Any] = [torch.ones(3 * m + 5, 1009, dtype=dtype), torch.ones(2, dtype=dtype)]
-    graph = make_fx(lambda *given: _optimum(*given), tracing_mode="symbolic")(*example)
-    # one loop, and no formula written out again where its result is at hand; the last few problems without vectors
-    config = {"max_fusion_size": 1_000_000, "realize_opcount_threshold": 4, "realize_reads_threshold": 1}
-    config |= {"cpp.enable_loop_tail_vec": False, "cpp.threads": 1}
-    try:
-        return torch._inductor.standalone_compile(graph, example, options={"config_patches": config})
-    except (RuntimeError, AttributeError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        warnings.warn(
-            f"compiled=True has no effect: the compilation failed ({reason}). It needs PyTorch 2.8, a C++ "
-            "compiler, and an environment whose path has no space in it.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    """`_optimum` for m rows in machine code. None, and a warning, where that cannot be had."""
+    example = [torch.ones(3 * m + 5, 1009, dtype=dtype), torch.ones(2, dtype=dtype)]
+    # no formula written out again where its result is at hand; the last few problems without vectors
+    config = {"realize_opcount_threshold": 4, "realize_reads_threshold": 1, "cpp.enable_loop_tail_vec": False}
+    return machine_code(lambda *given: _optimum(*given), example, **config)
 
 
 def forward(

@@ -10,17 +10,15 @@ as long as its call, and the copies out of its gradients a third of that; the pa
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import pad
 
 from gated.kernels.langevin_scan.cpu import WIDTH
+from gated.kernels.machine_code import machine_code
 
 LENGTH = 16  # each further step is half a second of compilation
 
@@ -139,30 +137,14 @@ def _compiled(
     ranks: tuple[tuple[str, int], ...],
     dtype: torch.dtype,
 ) -> Callable[..., Sequence[Tensor]] | None:
-    """A chunk in machine code, for any number of coordinates. None, and a warning, where that cannot be had.
-
-    Not through `torch.compile`, whose look at its inputs would take as long as the arithmetic, in every call.
-    """
+    """A chunk in machine code, for any number of coordinates. None, and a warning, where that cannot be had."""
 
     def of_tensors(*tensors: Tensor) -> list[Tensor]:
         return chunk(scheme, wanted, {name: y for (name, _), y in zip(ranks, tensors, strict=True)})
 
     numbers = 1009  # any but LENGTH, so that neither is taken for the other
     example: list[Any] = [torch.ones((LENGTH, numbers)[2 - rank :], dtype=dtype) for _, rank in ranks]
-    graph = make_fx(of_tensors, tracing_mode="symbolic")(*example)
-    # one thread: a chunk takes less time than two need to meet
-    config = {"max_fusion_size": 1_000_000, "cpp.threads": 1}
-    try:
-        return torch._inductor.standalone_compile(graph, example, options={"config_patches": config})
-    except (RuntimeError, AttributeError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        warnings.warn(
-            f"compiled=True has no effect: the compilation failed ({reason}). It needs PyTorch 2.8, a C++ "
-            "compiler, and an environment whose path has no space in it.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    return machine_code(of_tensors, example)
 
 
 def _line(y: Tensor) -> Tensor:
