@@ -1,7 +1,7 @@
 """What the particle costs: its loop over time in several forms, and a training step beside networks without it.
 
 Cost model: about 30 floating-point operations for each latent and step, so T serial steps are bound by the operators'
-overhead, not by arithmetic or memory; compiled, a call is 16 steps, and what remains is new memory for the path, the
+overhead, not by arithmetic or memory; compiled, a call is 20 steps, and what remains is new memory for the path, the
 calls and the arithmetic. Taking the force from autograd builds and differentiates a second graph in every
 step. In a whole training step the decoder's matrix products dominate: at the published size 82 % of the parameters are
 the decoder's, and .001 % the potential's.

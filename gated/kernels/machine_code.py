@@ -6,10 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-import torch._inductor
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def machine_code(
@@ -25,11 +22,18 @@ def machine_code(
         example: sizes that are to stay free must differ from all that are not.
         config: patches of Inductor's configuration.
     """
+    # Inductor is imported here, since that takes as long as importing torch itself, and few compile.
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     graph = make_fx(formulas, tracing_mode="symbolic")(*example)
-    patches = {"max_fusion_size": 1_000_000, "cpp.threads": 1} | config
+    # asserting the size of each input takes a tenth of a short call, and callers make their inputs themselves
+    patches = {"max_fusion_size": 1_000_000, "cpp.threads": 1, "size_asserts": False, "alignment_asserts": False}
+    patches |= config
     try:
-        return torch._inductor.standalone_compile(graph, example, options={"config_patches": patches})
-    except (RuntimeError, AttributeError) as error:
+        from torch._inductor import standalone_compile
+
+        return standalone_compile(graph, example, options={"config_patches": patches})
+    except (ImportError, RuntimeError, AttributeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         warnings.warn(
             f"compiled=True has no effect: the compilation failed ({reason}). It needs PyTorch 2.8, a C++ "

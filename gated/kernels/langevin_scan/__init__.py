@@ -91,6 +91,13 @@ def langevin_scan(
 
     Gradients reach every tensor; that of H is the one of g = z H, which is not symmetric. They are infinite where
     sigma is the root of 0: at a decay of 1 or a temperature of 0, as tensors that require a gradient.
+
+    Example:
+        >>> z0, v0, noise = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 50, 2)
+        >>> z, v = langevin_scan(z0, v0, noise, stiffness=torch.ones(2), step=0.1, decay=1.0)
+        >>> energy = (z**2 + v**2).sum(-1) / 2
+        >>> z.shape, bool((energy - 1).abs().max() < 0.01)
+        (torch.Size([1, 50, 2]), True)
     """
     given = {"z0": z0, "v0": v0, "noise": noise, "control": control}
     given |= {"stiffness": stiffness, "coupling": coupling, "quartic": quartic}

@@ -13,7 +13,12 @@ def lattice_force(
     coupling: Float[Tensor, " links"] | None = None,
     quartic: Float[Tensor, " dim"] | None = None,
 ) -> Float[Tensor, "*rows dim"]:
-    """g = dU/dz of U = 1/2 z^T H z, or of the chain of oscillators that `langevin_scan` describes."""
+    """g = dU/dz of U = 1/2 z^T H z, or of the chain of oscillators that `langevin_scan` describes.
+
+    Example:
+        >>> lattice_force(torch.tensor([1.0, 2.0]), stiffness=torch.tensor([1.0, 3.0])).tolist()
+        [1.0, 6.0]
+    """
     if stiffness.dim() == 2:
         return z @ stiffness
     g = stiffness * z
@@ -39,7 +44,15 @@ def naive_langevin_scan(
     control: Float[Tensor, "batch time dim"] | None = None,
     scheme: str = "baoab",
 ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time dim"]]:
-    """What `langevin_scan` computes, from its formulas, in the dtype of the inputs. Checks nothing."""
+    """What `langevin_scan` computes, from its formulas, in the dtype of the inputs. Checks nothing.
+
+    Example:
+        >>> z0, v0, noise = torch.ones(1, 2), torch.zeros(1, 2), torch.randn(1, 5, 2)
+        >>> options = {"stiffness": torch.ones(2), "step": 0.1, "decay": 0.9}
+        >>> z, v = naive_langevin_scan(z0, v0, noise, **options)
+        >>> torch.allclose(z, langevin_scan(z0, v0, noise, **options)[0], atol=1e-5)
+        True
+    """
     a = torch.as_tensor(decay, dtype=z0.dtype, device=z0.device)
     a = a[..., None] if a.dim() == 2 else a
     scale = ((2 * (1 - a) if scheme == "released" else 1 - a * a) * temperature).sqrt()
