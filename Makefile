@@ -10,8 +10,8 @@ unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test lint unit kernels notebooks pages results claims bench chapter serve wheel repo clean distclean \
-        reading everything
+.PHONY: help book test lint unit kernels notebooks pages results claims bench matrix chapter serve offline wheel release-check repo clean distclean \
+        reading everything mutants
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub("%", "<name>", $$1); printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -52,15 +52,27 @@ results-%: everything ## results-gla: make the chapter's stored results again (l
 claims: everything ## collect the claims of the executed notebooks into build/claims.json
 	@$(PY) tools/claims.py
 
-bench: everything ## full-size timing beside the peers into build/bench.json
-	@$(PY) tools/bench.py
+bench: everything ## full-size timing beside the peers into reports/bench.json (a quiet machine; NAME=gla: one chapter)
+	@$(PY) tools/bench.py --store $(NAME)
+
+mutants: everything ## change the code of gates and kernels, a thing at a time: do tests notice? (hours) into reports/
+	@$(PY) tools/mutants.py
 
 serve: book ## build, then serve the pages on this machine (PORT=8000)
 	@echo "serving on http://127.0.0.1:$(or $(PORT),8000) (Ctrl-C ends it)"
 	@$(PY) -m http.server --bind 127.0.0.1 --directory _build/html $(or $(PORT),8000)
 
+matrix: everything ## the unit tests on other versions, processors, places, orders: reports/matrix.json (SUITE=quick|unit|all)
+	@$(PY) tools/matrix.py --suite $(or $(SUITE),quick)
+
+offline: everything ## the book to take along: dist/gated-book-<version>.zip (open it from a disk) and .pdf
+	@$(PY) tools/offline.py
+
 wheel: everything ## build dist/gated-*.whl
 	@$(PY) -m build --no-isolation --wheel --outdir dist . > /dev/null && ls dist/*.whl
+
+release-check: everything ## builds alike, quick to import, extras that pip resolves: reports/package.json (needs a network)
+	@$(PY) tools/release.py
 
 repo: everything ## URL=https://github.com/you/gated: write the repository's address everywhere it stands
 	@$(PY) tools/repo.py "$(URL)"

@@ -5,4 +5,4 @@ A gate is a learned function that decides how much of something may flow. `gated
 `gated.gaussian_moe`, which serves two).
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_sizes
 
 Pool = Literal["cls", "mean"]
 
@@ -36,6 +36,10 @@ def macs(
     module is called in evaluation mode and left as it was. A custom or fused operator hides what it computes: unless it
     has a formula (by `torch.utils.flop_counter.register_flop_formula`, or in `formulas`: operator -> FLOPs from the
     shapes), this raises `ValueError` instead of counting it as free.
+
+    Example:
+        >>> macs(torch.nn.Linear(10, 20), torch.randn(3, 10))
+        600
     """
     training = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     counter = FlopCounterMode(display=False, custom_mapping={**_FORMULAS, **(formulas or {})})
@@ -88,7 +92,15 @@ _FUSED = {
 
 
 class Shortcut(nn.Module):
-    """S(x): every `stride`-th pixel of x, and zeros as the new channels. No parameters (option A of He et al. 2016)."""
+    """S(x): every `stride`-th pixel of x, and zeros as the new channels. No parameters (option A of He et al. 2016).
+
+    Raises:
+        ValueError: fewer channels out than in; sizes below 1.
+
+    Example:
+        >>> Shortcut(2, 3, stride=2)(torch.ones(1, 2, 4, 4)).sum((2, 3)).tolist()
+        [[4.0, 4.0, 0.0]]
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -112,6 +124,10 @@ class ResidualBlock(nn.Module):
 
     `branch` is F, a Sequential of (conv, norm, relu, conv, norm); `shortcut` is S. Only the first convolution has the
     stride. The convolutions have no bias.
+
+    Example:
+        >>> ResidualBlock(4, 8, stride=2)(torch.randn(1, 4, 6, 6)).shape
+        torch.Size([1, 8, 3, 3])
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -141,6 +157,11 @@ class ResNet(nn.Module):
     The first block of each stage but the first halves height and width (rounded up). Convolutions start at
     He's normal values (fan out). Images of any size fit. `stem` is conv3x3, BN, ReLU, so that all blocks see values
     >= 0; `head` is pooling and classifier. Raises ValueError for sizes that do not fit.
+
+    Example:
+        >>> net = ResNet((1, 1), (8, 16), in_channels=3, num_classes=10)
+        >>> net(torch.randn(2, 3, 16, 16)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -201,6 +222,13 @@ class TransformerBlock(nn.Module):
 
     Attention(x) = concat_h(softmax(Q K^T / sqrt(D)) V) W_O with D = dim / heads. All linear maps have a bias.
     4 n d^2 + 2 n^2 d + 2 n d mlp_dim multiply-adds for n tokens of width d.
+
+    Raises:
+        ValueError: a width that the heads do not divide, a dropout outside [0, 1).
+
+    Example:
+        >>> TransformerBlock(dim=8, heads=2, mlp_dim=16)(torch.randn(1, 5, 8)).shape
+        torch.Size([1, 5, 8])
     """
 
     def __init__(self, dim: int, heads: int, mlp_dim: int, dropout: float | int = 0.0) -> None:
@@ -228,7 +256,18 @@ class TransformerBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Tokens of an image: W patch + b in row-major order, a CLS token before them if asked, plus a position each."""
+    """Tokens of an image: W patch + b in row-major order, a CLS token before them if asked, plus a position each.
+
+    Args:
+        cls: whether a CLS token stands first.
+
+    Raises:
+        ValueError: an image that the patches do not divide, or of another size.
+
+    Example:
+        >>> PatchEmbedding(image_size=8, patch_size=4, in_channels=3, dim=6)(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 5, 6])
+    """
 
     def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int, cls: bool = True) -> None:
         super().__init__()
@@ -267,6 +306,11 @@ class ViT(nn.Module):
         dropout: probability, after attention and in the feed-forward half.
 
     Raises ValueError for sizes that do not fit.
+
+    Example:
+        >>> net = ViT(image_size=8, patch_size=4, in_channels=3, num_classes=10, dim=16, depth=2, heads=2)
+        >>> net(torch.randn(5, 3, 8, 8)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(
@@ -286,8 +330,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes, depth=depth)
-        if pool not in get_args(Pool):
-            raise ValueError(f"pool must be one of {get_args(Pool)}, got {pool!r}")
+        check_choice("pool", pool, get_args(Pool))
         self.pool = pool
         self.embed = PatchEmbedding(image_size, patch_size, in_channels, dim, cls=pool == "cls")
         hidden = 2 * dim if mlp_dim is None else mlp_dim

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import reduce
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange, repeat
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.gates import softmax_gate
+from gated.gates._validation import check_choice, check_count, check_float, check_number, check_positive, check_sizes
 from gated.kernels.gla import chunk_gla, fused_recurrent_gla
 
 Decay = Literal["vector", "scalar", "constant", "fixed", "none"]
@@ -40,7 +41,14 @@ Mode = Literal["chunk", "recurrent"]
 
 
 class GLAState(NamedTuple):
-    """What a layer carries from one segment to the next: of constant size, however long the past."""
+    """What a layer carries from one segment to the next: of constant size, however long the past.
+
+    Example:
+        >>> layer = GatedLinearAttention(dim=8, heads=2)
+        >>> _, state = layer(torch.randn(1, 100, 8))
+        >>> state.memory.shape  # as large after 100 tokens as after one
+        torch.Size([1, 2, 2, 4])
+    """
 
     memory: Tensor
     """S, [batch, heads, K, V], float32 (float64 for float64 layers)."""
@@ -49,7 +57,14 @@ class GLAState(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """What softmax attention carries, and what grows by one key and one value with each token."""
+    """What softmax attention carries, and what grows by one key and one value with each token.
+
+    Example:
+        >>> layer = SoftmaxAttention(dim=8, heads=2)
+        >>> _, state = layer(torch.randn(1, 100, 8))
+        >>> state.keys.shape
+        torch.Size([1, 100, 2, 4])
+    """
 
     keys: Tensor
     """The keys so far, rotated, [batch, time, heads, D]."""
@@ -60,12 +75,33 @@ class KVCache(NamedTuple):
 
 
 def fixed_log_decay(heads: int) -> Float[Tensor, " heads"]:
-    """log gamma_h with gamma_h = 1 - 2^(-5-h), h = 0, 1, ...: the decays of RetNet (Sun et al. 2023)."""
+    """log gamma_h with gamma_h = 1 - 2^(-5-h), h = 0, 1, ...: the decays of RetNet (Sun et al. 2023).
+
+    Example:
+        >>> fixed_log_decay(2).exp().tolist()
+        [0.96875, 0.984375]
+    """
+    check_count("heads", heads)
     return torch.log1p(-torch.exp2(-5.0 - torch.arange(heads)))
 
 
 def rotate(x: Float[Tensor, "batch time heads dim"], start: int = 0) -> Float[Tensor, "batch time heads dim"]:
-    """Rotary positions (Su et al. 2021): pair (x_i, x_{i + dim/2}) turns by (start + t) 10000^(-2i/dim)."""
+    """Rotary positions (Su et al. 2021): pair (x_i, x_{i + dim/2}) turns by (start + t) 10000^(-2i/dim).
+
+    Args:
+        start: position of the first token.
+
+    Raises:
+        ValueError: x without four axes, or an odd width.
+
+    Example:
+        >>> x = torch.randn(1, 5, 1, 8)
+        >>> torch.allclose(rotate(x).norm(dim=-1), x.norm(dim=-1))  # a rotation keeps lengths
+        True
+    """
+    check_float("x", x)
+    if x.ndim != 4 or x.shape[3] % 2:
+        raise ValueError(f"x must be [batch, time, heads, dim], dim even, got {tuple(x.shape)}")
     time, half = x.shape[1], x.shape[3] // 2
     frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
     position = torch.arange(start, start + time, device=x.device, dtype=torch.float64)
@@ -81,12 +117,19 @@ class ShortConvolution(nn.Module):
 
     It starts near the identity on the newest tap, so that a fresh layer is close to one without convolution.
     size = 0 passes x through unchanged. `weight` is [channels, size], the oldest tap first.
+
+    Raises:
+        ValueError: a negative size, a window of another shape.
+
+    Example:
+        >>> ShortConvolution(channels=3, size=4)(torch.randn(2, 10, 3))[1].shape
+        torch.Size([2, 3, 3])
     """
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
-        if size < 0:
-            raise ValueError(f"conv_size must be 0 (no convolution) or more, got {size}")
+        check_count("channels", channels)
+        check_count("size", size, least=0)
         self.channels, self.size = channels, size
         if size:
             newest = torch.eye(1, size).flip(1)
@@ -130,6 +173,13 @@ class GatedLinearAttention(nn.Module):
 
     Linear maps start as in `nn.Linear`. Raises ValueError for sizes that do not fit.
     Source: Yang et al. 2024, section 4.4; the norm is RMSNorm and W_r has no bias, as in the authors' code.
+
+    Example:
+        >>> layer = GatedLinearAttention(dim=32, heads=2)
+        >>> x = torch.randn(1, 20, 32)
+        >>> y, state = layer(x)
+        >>> torch.allclose(layer(x, mode="recurrent")[0], y, atol=1e-5)
+        True
     """
 
     def __init__(
@@ -141,23 +191,22 @@ class GatedLinearAttention(nn.Module):
         value_dim: int | None = None,
         decay: Decay = "vector",
         gate_rank: int = 16,
-        temperature: float = 16.0,
+        temperature: float | int = 16.0,
         gate_bias: float = 0.0,
         conv_size: int = 0,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_sizes(dim=dim, heads=heads, gate_rank=gate_rank)
+        check_count("conv_size", conv_size, least=0)
+        check_number("gate_bias", gate_bias, -math.inf)
+        check_number("norm_eps", norm_eps, 0)
         key_dim, value_dim = key_dim or dim // 2, value_dim or dim
-        for name, given in {"dim": dim, "heads": heads, "gate_rank": gate_rank}.items():
-            if given < 1:
-                raise ValueError(f"{name} must be at least 1, got {given}")
         for name, given in {"key_dim": key_dim, "value_dim": value_dim}.items():
             if given % heads or given < heads:
                 raise ValueError(f"{name} must be a positive multiple of heads={heads}, got {given}")
-        if decay not in get_args(Decay):
-            raise ValueError(f"decay must be one of {get_args(Decay)}, got {decay!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_choice("decay", decay, get_args(Decay))
+        check_positive("temperature", temperature)
         self.dim, self.heads, self.key_dim, self.value_dim = dim, heads, key_dim, value_dim
         self.decay, self.temperature = decay, temperature
         self.q_proj = nn.Linear(dim, key_dim, bias=False)
@@ -225,11 +274,21 @@ class SoftmaxAttention(nn.Module):
 
     y = concat_h(softmax(Q K^T / sqrt(D) + causal mask) V) W_O with D = dim / heads; 4 dim^2 parameters, and
     those of the optional short convolution. Raises ValueError for sizes that do not fit.
+
+    Args:
+        conv_size: taps of the short convolution, 0 for none.
+
+    Example:
+        >>> y, cache = SoftmaxAttention(dim=32, heads=2)(torch.randn(1, 20, 32))
+        >>> y.shape, cache.keys.shape
+        (torch.Size([1, 20, 32]), torch.Size([1, 20, 2, 16]))
     """
 
     def __init__(self, dim: int, heads: int = 4, *, conv_size: int = 0) -> None:
         super().__init__()
-        if heads < 1 or dim % (2 * heads):
+        check_sizes(dim=dim, heads=heads)
+        check_count("conv_size", conv_size, least=0)
+        if dim % (2 * heads):
             raise ValueError(f"dim must be a multiple of 2 * heads (rotary pairs), got {dim}, heads={heads}")
         self.dim, self.heads = dim, heads
         self.qkv_proj = nn.Linear(dim, 3 * dim, bias=False)
@@ -258,10 +317,16 @@ class SoftmaxAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """(swish(x W_1) * x W_2) W_3: the feed-forward half of a block (Shazeer 2020)."""
+    """(swish(x W_1) * x W_2) W_3: the feed-forward half of a block (Shazeer 2020).
+
+    Example:
+        >>> SwiGLU(dim=8, hidden=16)(torch.randn(5, 8)).shape
+        torch.Size([5, 8])
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
+        check_sizes(dim=dim, hidden=hidden)
         self.up = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
 
@@ -271,16 +336,27 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x' = x + Mixer(RMSNorm(x)), then x' + SwiGLU(RMSNorm(x'))."""
+    """x' = x + Mixer(RMSNorm(x)), then x' + SwiGLU(RMSNorm(x')).
+
+    Args:
+        mixer: what mixes the tokens, such as `GatedLinearAttention`. It is called as mixer(x, state, mode).
+
+    Example:
+        >>> block = Block(8, GatedLinearAttention(8, heads=2), mlp_dim=16)
+        >>> y, state = block(torch.randn(1, 5, 8))
+        >>> y.shape
+        torch.Size([1, 5, 8])
+    """
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_dim: int) -> None:
         super().__init__()
+        check_sizes(dim=dim, mlp_dim=mlp_dim)
         self.mixer_norm, self.mixer = nn.RMSNorm(dim, eps=1e-5), mixer
         self.mlp_norm, self.mlp = nn.RMSNorm(dim, eps=1e-5), SwiGLU(dim, mlp_dim)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], state: tuple | None = None, mode: Mode = "chunk"
-    ) -> tuple[Float[Tensor, "batch time dim"], tuple]:
+        self, x: Float[Tensor, "batch time dim"], state: tuple[Any, ...] | None = None, mode: Mode = "chunk"
+    ) -> tuple[Float[Tensor, "batch time dim"], tuple[Any, ...]]:
         y, state = self.mixer(self.mixer_norm(x), state, mode)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), state
@@ -295,6 +371,16 @@ class GLATransformer(nn.Module):
         mixer: builds each block's sequence mixer as mixer(dim, **options): `GatedLinearAttention` with any
             decay, or `SoftmaxAttention`. There is no positional embedding outside the mixer.
         options: passed on to mixer, for instance heads=2, decay="scalar".
+
+    Raises:
+        ValueError: fewer than 2 symbols, no layer, tokens that are no integers [batch, time], a state of another
+            depth; in `generate`, a negative length or a top_k out of range.
+
+    Example:
+        >>> model = GLATransformer(vocab_size=50, dim=32, layers=2, heads=2)
+        >>> logits, state = model(torch.randint(50, (1, 10)))
+        >>> logits.shape
+        torch.Size([1, 10, 50])
     """
 
     def __init__(
@@ -308,8 +394,8 @@ class GLATransformer(nn.Module):
         **options: object,
     ) -> None:
         super().__init__()
-        if vocab_size < 2 or layers < 1:
-            raise ValueError(f"vocab_size >= 2 and layers >= 1 are needed, got {vocab_size} and {layers}")
+        check_count("vocab_size", vocab_size, least=2)
+        check_sizes(dim=dim, layers=layers)
         self.embedding = nn.Embedding(vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=0.02)
         hidden = round(8 * dim / 3) if mlp_dim is None else mlp_dim
@@ -317,8 +403,8 @@ class GLATransformer(nn.Module):
         self.norm = nn.RMSNorm(dim, eps=1e-5)
 
     def forward(
-        self, tokens: Int[Tensor, "batch time"], state: tuple | None = None, mode: Mode = "chunk"
-    ) -> tuple[Float[Tensor, "batch time vocab"], tuple]:
+        self, tokens: Int[Tensor, "batch time"], state: tuple[Any, ...] | None = None, mode: Mode = "chunk"
+    ) -> tuple[Float[Tensor, "batch time vocab"], tuple[Any, ...]]:
         """Logits of the next token at every position, and the state of every layer after the last one.
 
         Raises ValueError unless tokens is a non-empty integer [batch, time] and state comes from this model.
@@ -341,7 +427,7 @@ class GLATransformer(nn.Module):
         prompt: Int[Tensor, "batch time"],
         length: int,
         *,
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "batch time_plus_length"]:
@@ -369,5 +455,4 @@ def check_input(x: Tensor, dim: int, mode: str) -> None:
     if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != dim or not x.is_floating_point():
         given = f"{x.dtype} {tuple(x.shape)}"
         raise ValueError(f"x must be floating point [batch, time >= 1, dim={dim}], got {given}")
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+    check_choice("mode", mode, get_args(Mode))

@@ -16,9 +16,9 @@ from torch import Tensor
 def advantages(
     reward: Float[Tensor, "time *batch agents"],
     value: Float[Tensor, "after *batch agents"],
-    done: Bool[Tensor, time * batch],
+    done: Bool[Tensor, " time *batch"],
     *,
-    live: Bool[Tensor, time * batch] | None = None,
+    live: Bool[Tensor, " time *batch"] | None = None,
     discount: float | int = 0.99,
     trace: float | int = 0.95,
 ) -> Float[Tensor, "time *batch agents"]:
@@ -34,6 +34,11 @@ def advantages(
 
     Raises:
         ValueError: a value that is not one step longer than the reward, a discount or trace out of range.
+
+    Example:
+        >>> reward, done = torch.ones(3, 1), torch.tensor([False, False, True])
+        >>> advantages(reward, torch.zeros(4, 1), done, discount=1.0, trace=1.0).flatten().tolist()
+        [3.0, 2.0, 1.0]
     """
     steps = len(reward)
     if len(value) != steps + 1:
@@ -54,6 +59,11 @@ def advantages(
 def clipped_gain(
     log_ratio: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"], clip: float | int
 ) -> Float[Tensor, "*shape"]:
-    """min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = e^log_ratio: what a step away from the old policy is paid."""
+    """min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = e^log_ratio: what a step away from the old policy is paid.
+
+    Example:
+        >>> clipped_gain(torch.tensor([2.0, 0.5]).log(), torch.ones(2), clip=0.25).tolist()
+        [1.25, 0.5]
+    """
     ratio = log_ratio.exp()
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

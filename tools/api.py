@@ -7,12 +7,14 @@ defined), else what it defines. A package's other modules, those that its `__ini
 sections; the parts of a family of kernels are inside matters and stay out.
 
 Docstrings are set as they are: paragraphs, `code`, lists, and indented blocks (equations) kept verbatim; the
-headings `Args:`, `Returns:`, `Raises:`, ... become bold.
+headings `Args:`, `Returns:`, `Raises:`, ... become bold. Arguments that mean the same everywhere (`ALIKE`) are
+explained once, on the front page.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import textwrap
 from contextlib import suppress
@@ -27,6 +29,25 @@ HEADING = re.compile(
 )
 ENTRY = re.compile(r"\s|[\w*`][\w*`, /]*\s*(\([^)]*\))?:\s")  # of an argument list, or a line that continues one
 SPECIAL = re.compile(r"[*_<>\[\]{}|$#\\~^]")
+# What an argument of this name is, wherever its own docstring does not say more.
+ALIKE = {
+    "batch, batch_size, steps": "how many at a time, how many times",
+    "bias": "whether a linear map adds one",
+    "bounds": "the lowest and the highest valid input; None: no bounds",
+    "channels, dim, hidden, width": "sizes of what is computed; `hidden` and `width` lie inside a layer",
+    "check_finite": "also look for NaN, which reads all values",
+    "device, dtype": "where and in which precision the result is made",
+    "dropout": "a probability, in [0, 1)",
+    "exits, experts, gates, heads, num_experts, tokens": "how many, or the things themselves",
+    "generator": "where random numbers come from",
+    "in_channels, out_channels, num_classes, classes": "of the inputs, and of what comes out",
+    "learning_rate, weight_decay, optimizer": "as in `torch.optim`",
+    "model, network": "the module that is asked or trained",
+    "path": "of a file",
+    "samples": "how many are drawn",
+    "temperature": "T or tau, above 0; 1 changes nothing",
+    "x, y": "inputs, and labels or targets",
+}
 
 
 @cache
@@ -106,7 +127,7 @@ def prose(text: str) -> str:
             out.append(f"**{first[1]}.** {escape(' '.join([first[2], *lines[1:rest]]))}".rstrip())
             body = textwrap.dedent("\n".join(lines[rest:]))
             if first[1] in ("Example", "Examples"):
-                out.append(verbatim(body))
+                out.append(verbatim(body, "pycon"))
             elif body and all(ENTRY.match(line) for line in body.splitlines()):
                 out.append("\n".join(f"- {item}" for item in entries(body)))
             elif body:
@@ -124,8 +145,8 @@ def prose(text: str) -> str:
     return "\n\n".join(out)
 
 
-def verbatim(text: str) -> str:
-    return f"~~~text\n{text}\n~~~" if text else ""
+def verbatim(text: str, language: str = "text") -> str:
+    return f"~~~{language}\n{text}\n~~~" if text else ""
 
 
 def entries(body: str) -> list[str]:
@@ -163,7 +184,7 @@ def describe(name: str, node: Definition) -> str:
     if isinstance(node, ast.FunctionDef):
         return directive("function", name + signature(node), doc)
     members, call = [], ""
-    for item in node.body:
+    for item, after in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             call = re.sub(r" -> None$", "", signature(item, method=True))
             doc += "\n\n" + prose(ast.get_docstring(item) or "")
@@ -182,7 +203,9 @@ def describe(name: str, node: Definition) -> str:
         elif (
             isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.startswith("_")
         ):
-            members.append(directive("attribute", item.target.id, "", f":type: {ast.unparse(item.annotation)}\n"))
+            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and str(after.value.value)
+            kind = f":type: {ast.unparse(item.annotation)}\n"
+            members.append(directive("attribute", item.target.id, prose(inspect.cleandoc(said or "")), kind))
     return directive("class", name + call, doc + "\n\n" + "\n".join(members), fence="::::")
 
 
@@ -210,10 +233,15 @@ def pages() -> dict[str, str]:
     rows = "\n".join(
         f"- [`{name.removesuffix('.md')}`]({name}): {escape(summary(name.removesuffix('.md')))}" for name in out
     )
+    alike = "\n".join(
+        f"- {', '.join(f'`{name}`' for name in names.split(', '))}: {text}" for names, text in ALIKE.items()
+    )
     out["index.md"] = (
         "# The package\n\n"
         "`gated` is small enough to be read. These pages are made from its source; shapes stand in the "
-        "signatures, as the tests check them.\n\n" + rows + "\n"
+        "signatures, as the tests check them. An example needs `torch` and what its own package exports "
+        "(`from gated.gates import *`); each is run by the tests. Names of the field are used as they are used "
+        "there, and some mean the same wherever they stand:\n\n" + alike + "\n\n## Modules\n\n" + rows + "\n"
     )
     return out
 

@@ -1,12 +1,14 @@
 """The Sphinx extension of the book: pages that need no other host, and the scoreboard.
 
 * sphinx-thebe's scripts go: `const THEBE_JS_URL` is written twice a page (a SyntaxError) and names a CDN.
-* Font Awesome's script goes (1.45 MB): the theme's style sheet draws the same icons from a local font.
+* What a page does not use goes, and the theme's gaps are closed (`tools/lighter.py`).
 * `{scoreboard}` sets the claims of all chapters, read from their committed outputs, as one table.
+* What a chapter calls by its name leads to its API entry, and back (`tools/code_links.py`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -15,10 +17,13 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 import claims
+import code_links
+import lighter
+import reader
 import scoreboard
 
 DEPARTURES = claims.ROOT / "book" / "departures.toml"
-FONT_AWESOME = re.compile(r'\s*<script defer src="[^"]*_static/scripts/fontawesome\.js[^"]*"></script>')
+SPEED = claims.ROOT / "reports" / "bench.json"
 
 
 def drop_thebe(app, pagename, templatename, context, doctree) -> None:
@@ -31,22 +36,13 @@ def drop_thebe(app, pagename, templatename, context, doctree) -> None:
 
 
 def lighten(app, exception) -> None:
-    if exception or app.builder.name != "html":
-        return
-    out = Path(app.outdir)
-    for page in out.rglob("*.html"):
-        text = page.read_text()
-        lighter = FONT_AWESOME.sub("", text)
-        if lighter != text:
-            page.write_text(lighter)
-    static = out / "_static"
-    for unused in {*static.rglob("fontawesome.js*"), *static.rglob("*.map"), *static.rglob("fa-*.ttf")}:
-        unused.unlink()
+    if not exception and app.builder.name == "html":
+        lighter.lighten(Path(app.outdir))
 
 
 class Scoreboard(Directive):
     """`{scoreboard} summary`: a sentence that counts all claims; `chapters`: a line a chapter; without an argument: all
-    claims; `departures`: where papers and their public code differ."""
+    claims; `departures`: where papers and their public code differ; `speed`: hot loops beside their peers."""
 
     optional_arguments = 1
 
@@ -61,6 +57,10 @@ class Scoreboard(Directive):
             environment.note_dependency(str(DEPARTURES))
             listed = tomllib.loads(DEPARTURES.read_text(encoding="utf-8"))["departure"]
             return [nodes.raw("", scoreboard.departures(listed), format="html")]
+        if self.arguments == ["speed"]:
+            environment.note_dependency(str(SPEED))
+            report = json.loads(SPEED.read_text(encoding="utf-8"))
+            return [nodes.raw("", scoreboard.speed(report, in_order()), format="html")]
         make = scoreboard.chapters if self.arguments == ["chapters"] else scoreboard.table
         return [nodes.raw("", make(rows, in_order()), format="html")]
 
@@ -74,6 +74,8 @@ def in_order() -> list[str]:
 
 def setup(app):
     app.add_directive("scoreboard", Scoreboard)
+    code_links.setup(app)
+    reader.setup(app)
     app.connect("html-page-context", drop_thebe, priority=990)
     app.connect("build-finished", lighten, priority=990)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

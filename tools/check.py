@@ -25,6 +25,7 @@ JUNIT = ROOT / "build" / "junit"
 NOTEBOOK_SECONDS = float(os.environ.get("NOTEBOOK_SECONDS", 90))
 MAY_SKIP = re.compile(r"\b(needs|no) (a |an )?(GPU|CUDA)", re.I)
 NONE = ["tests/nothing-to-run"]  # so that an empty part fails
+TWO = ["-n", "2", "--dist", "loadfile"]  # processes; a file stays in one of them, for what its tests share
 USES_SITE = re.compile(r"\b(browser|built_site|site_url)\b")
 
 
@@ -59,7 +60,7 @@ def run(name: str, *arguments: str, **extra: str) -> Step:
     )
 
 
-def pytest(name: str, *arguments: str, **extra: str) -> Step:
+def pytest(name: str, *arguments: str, python: str = sys.executable, **extra: str) -> Step:
     """A pytest run, counted from its report."""
     print(f"\n--- {name}", flush=True)
     report = JUNIT / (re.sub(r"\W+", "-", name) + ".xml")
@@ -67,7 +68,7 @@ def pytest(name: str, *arguments: str, **extra: str) -> Step:
     report.unlink(missing_ok=True)
     start = time.perf_counter()
     command = [
-        sys.executable,
+        python,
         "-m",
         "pytest",
         "-q",
@@ -121,25 +122,38 @@ def lint() -> Iterator[Step]:
     yield run("lint: mypy", "-m", "mypy")
 
 
+def bare() -> list[str]:
+    """The files that run without the check of shapes, so that the package's own validation answers."""
+    return tests("test_errors_*.py") + tests("test_compile_*.py")
+
+
+def apart() -> list[str]:
+    """What is no unit test, or runs bare, left out."""
+    others = ["--ignore=tests/book", "--ignore-glob=*_interp*", "--ignore-glob=*_aot*"]
+    return others + [f"--ignore={path}" for path in bare()]
+
+
 def unit() -> Iterator[Step]:
-    bare = tests("test_errors_*.py") + tests("test_compile_*.py")
-    apart = ["--ignore=tests/book", "--ignore-glob=*_interp*", "--ignore-glob=*_aot*"]
-    apart += [f"--ignore={path}" for path in bare]
-    # a file stays in one process, for what its fixtures share; a thread each, so that two do not fight for a core
+    # a thread each, so that two do not fight for a core
     yield pytest(
         "unit: shapes checked at run time",
-        *("tests", *apart, "-m", "not pages and not clock", "-n", "2", "--dist", "loadfile"),
+        *("tests", *apart(), "-m", "not pages and not clock", *TWO),
         OMP_NUM_THREADS="1",
     )
-    yield pytest("unit: against the clock", "tests", *apart, "-m", "clock and not pages")
-    yield pytest("unit: bad input, torch.compile (bare)", *(bare or NONE), GATED_TYPECHECK="0")
+    yield pytest("unit: against the clock", "tests", *apart(), "-m", "clock and not pages")
+    yield pytest("unit: bad input, torch.compile (bare)", *(bare() or NONE), *TWO, GATED_TYPECHECK="0")
 
 
 def kernels() -> Iterator[Step]:
     if not sys.platform.startswith("linux"):
         yield Step("kernels", 0, 0, 0, 0.0, [f"not run: Triton exists for Linux, this is {sys.platform}"])
         return
-    yield pytest("kernels: in the interpreter", *(tests("test_*_interp*.py") or NONE), TRITON_INTERPRET="1")
+    yield pytest(
+        "kernels: in the interpreter",
+        *(*(tests("test_*_interp*.py") or NONE), *TWO),
+        TRITON_INTERPRET="1",
+        OMP_NUM_THREADS="1",
+    )
     yield run("kernels: compiled ahead of time", "tools/kernels.py")
     yield pytest("kernels: what was compiled", *(tests("test_*_aot*.py") or NONE))
     yield run("kernels: build/kernels.json", "tools/results.py", "kernels")
@@ -153,6 +167,7 @@ def notebooks() -> Iterator[Step]:
         "--nbval-lax",
         "--nbval-current-env",
         f"--nbval-cell-timeout={4 * NOTEBOOK_SECONDS:.0f}",
+        *TWO,
         "-p",
         "no:cacheprovider",
         "--nbval-sanitize-with",
@@ -181,15 +196,10 @@ def notebooks() -> Iterator[Step]:
         *(f"failed: {page} took {spent[page]:.0f} s" for page in late),
     ]
     yield step._replace(failed=step.failed + len(late), notes=step.notes + notes)
-    yield pytest(
-        "notebooks: as files, and alone from a wheel",
-        "tests/book/test_notebooks.py",
-        *(
-            path
-            for path in tests("book/test_*.py")
-            if path != "tests/book/test_notebooks.py" and not uses_site(path)
-        ),
-    )
+    alone = "tests/book/test_notebooks.py"
+    yield pytest("notebooks: as files, and alone from a wheel", alone, "-n", "2", "--dist", "worksteal")
+    others = [path for path in tests("book/test_*.py") if path != alone and not uses_site(path)]
+    yield pytest("notebooks: what the pages are made from", *(others or NONE))
 
 
 def results() -> Iterator[Step]:

@@ -30,7 +30,7 @@ QUIET = {
 def requirements(extra: str) -> list[str]:
     """What the extra asks for, with the package's own extras (`gated[lab]`) unfolded; `test` adds the
     runtime."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     out: list[str] = list(project["dependencies"]) if extra == "test" else []
     for requirement in extras[extra]:
@@ -44,7 +44,7 @@ def requirements(extra: str) -> list[str]:
 
 def oracles() -> list[str]:
     """Packages that some tests compare with and whose own pins exclude ours (`[tool.gated]`)."""
-    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["gated"]["oracles"])
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["gated"]["oracles"])
 
 
 def pip(*arguments: str) -> None:

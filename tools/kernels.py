@@ -17,19 +17,16 @@ import json
 import logging
 import multiprocessing
 import os
-import re
-import subprocess
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from binaries import FIGURES, TARGETS, compiled
+
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "gfx942": 65_536}  # bytes a block may use
 HEADS = 4
 
@@ -218,95 +215,11 @@ PEER = {
     "USE_EXP2": True,
 }
 PEER |= dict.fromkeys(("q", "k", "v", "o", "h", "do", "dq", "dk", "dv"), "*bf16")
-FIGURES = ("registers", "spills", "shared_bytes", "matrix_instructions", "instructions", "exponentials")
-
-
-def read_cuda(kernel: Any) -> dict[str, int]:
-    """Figures of a cubin: resource usage and machine code from cuobjdump, spilled bytes from ptxas."""
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    arch = re.search(r"^\.target (sm_\w+)", kernel.asm["ptx"], re.M)
-    assert arch, "the PTX names no target"
-
-    def call(tool: str, *arguments: str) -> str:
-        done = subprocess.run(
-            [tools / tool, *arguments], capture_output=True, text=True, timeout=120, check=True
-        )
-        return done.stdout + done.stderr
-
-    with tempfile.TemporaryDirectory() as folder:
-        cubin, ptx = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
-        cubin.write_bytes(kernel.asm["cubin"])
-        ptx.write_text(kernel.asm["ptx"])
-        usage = call("cuobjdump", "--dump-resource-usage", str(cubin))
-        spilled = call(
-            "ptxas", "-v", f"--gpu-name={arch[1]}", str(ptx), "-o", str(Path(folder, "again.cubin"))
-        )
-        code = call("cuobjdump", "-sass", str(cubin))
-    count = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)(?:\.EX2)?", code, re.M))
-    exps = len(re.findall(r"\bMUFU\.EX2", code))
-    registers = re.search(r"REG:(\d+)", usage)
-    spill = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", spilled)
-    assert registers and spill and count, "the binary tools' output has changed"
-    return {
-        "registers": int(registers[1]),
-        "spills": int(spill[1]) + int(spill[2]),
-        "shared_bytes": kernel.metadata.shared,
-        "matrix_instructions": count["HGMMA"] + count["HMMA"],
-        "instructions": sum(count.values()),
-        "exponentials": exps,
-    }
-
-
-def read_hip(kernel: Any) -> dict[str, int]:
-    """Figures of AMD code, from the assembler text; spills count registers of 4 bytes in each of 64 lanes."""
-    code = kernel.asm["amdgcn"]
-
-    def field(name: str) -> int:
-        found = re.search(rf"\.{name}:\s*(\d+)", code)
-        assert found, f"no {name} in the AMD code"
-        return int(found[1])
-
-    return {
-        "registers": field("vgpr_count"),
-        "spills": field("vgpr_spill_count") + field("sgpr_spill_count"),
-        "shared_bytes": kernel.metadata.shared,
-        "matrix_instructions": len(re.findall(r"^\s+v_mfma", code, re.M)),
-        "instructions": len(re.findall(r"^\s+(?:[vs]|ds|global|buffer|flat)_", code, re.M)),
-        "exponentials": len(re.findall(r"^\s+v_exp_f32", code, re.M)),
-    }
-
-
-def compiled(function: Any, values: dict[str, Any], target: str, warps: int, stages: int) -> dict[str, int]:
-    """Compile `function` with `values` (a type for a pointer or scalar, else a constant) and read the binary."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = [parameter.name for parameter in function.params]
-    constant = {parameter.name for parameter in function.params if parameter.is_constexpr}
-    types = {n: v for n, v in values.items() if isinstance(v, str) and n not in constant}
-    source = ASTSource(
-        fn=function,
-        signature={n: types.get(n, "constexpr") for n in names},
-        constexprs={n: values.get(n) for n in names if n not in types},
-        attrs={
-            (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types.get(n, "").startswith("*")
-        },
-    )
-    kernel = triton.compile(
-        source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps, "num_stages": stages}
-    )
-    return read_cuda(kernel) if target.startswith("sm_") else read_hip(kernel)
 
 
 def total(figures: list[dict[str, int]]) -> dict[str, int]:
     """Several launches as one: the largest of what is held at a time, the sum of what is executed."""
-    return {
-        name: (max if name in ("registers", "shared_bytes") else sum)(f[name] for f in figures)
-        for name in FIGURES
-    }
+    return {name: (max if name in ("registers", "shared_bytes") else sum)(f[name] for f in figures) for name in FIGURES}
 
 
 def row(job: tuple[str, str, str, int]) -> dict[str, Any]:
@@ -382,15 +295,15 @@ def installed(package: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build/kernels.json")
     parser.add_argument("--force", action="store_true", help="compile again even if nothing has changed")
     arguments = parser.parse_args()
     versions = {name: installed(name) for name in ("triton", "torch", "fla-core")}
     sources = [ROOT / f"gated/kernels/{name}/gpu.py" for name in FAMILIES]
-    text = "".join(path.read_text() for path in [*sources, Path(__file__)]) + json.dumps(versions)
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in [*sources, Path(__file__), Path(__file__).with_name("binaries.py")]
+    ) + json.dumps(versions)
     digest = hashlib.sha256(text.encode()).hexdigest()
     out: Path = arguments.out
     if not arguments.force and out.exists() and json.loads(out.read_text()).get("digest") == digest:
@@ -398,9 +311,7 @@ def main() -> None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter would take the place of the compiler
-    os.environ.setdefault(
-        "TRITON_CACHE_DIR", str(out.parent.resolve() / "triton")
-    )  # an interrupted run goes on
+    os.environ.setdefault("TRITON_CACHE_DIR", str(out.parent.resolve() / "triton"))  # an interrupted run goes on
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     jobs = [
         (name, step, target, number)
@@ -419,9 +330,7 @@ def main() -> None:
                 f"{result['matrix_instructions']} matrix instructions",
                 flush=True,
             )
-    out.write_text(
-        json.dumps({"rows": rows + whole(rows), "versions": versions, "digest": digest}, indent=1) + "\n"
-    )
+    out.write_text(json.dumps({"rows": rows + whole(rows), "versions": versions, "digest": digest}, indent=1) + "\n")
     print(f"{out}: {len(rows)} kernels compiled in {time.time() - start:.0f} s")
 
 

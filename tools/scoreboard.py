@@ -83,6 +83,53 @@ def departures(listed: list[dict]) -> str:
     return f'<table class="{css}"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
 
 
+def speed(report: dict, order: list[str]) -> str:
+    """Kernels and hot loops beside their peers, as measured; a table for each chapter, to be opened."""
+    parts = []
+    for chapter in [name for name in order if name in report["made"]]:
+        rows = [row for row in report["rows"] if row["chapter"] == chapter]
+        lines = "".join(
+            f'<tr><td data-label="loop">{escape(row["case"])}</td><td data-label="sizes">{_sizes(row["sizes"])}</td>'
+            f'<td data-label="threads">{row["threads"]}</td><td data-label="ours, ms">{_times(row["ours_ms"])}</td>'
+            f'<td data-label="beside">{_beside(row)}</td><td data-label="result">{_result(row)}</td></tr>'
+            for row in rows
+        )
+        made = report["made"][chapter]
+        stood = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        heads = "".join(f'<th scope="col">{head}</th>' for head in _HEADS)
+        parts.append(
+            f'<details class="gated-speed"><summary>{escape(chapter)}: {len(rows)} measurements</summary>'
+            f"<p>{escape(made['date'])}, {escape(made['machine'])}; {escape(stood)}</p>"
+            f'<table class="gated-scoreboard"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></details>'
+        )
+    return f'<div class="gated-cards">{"".join(parts)}</div>'
+
+
+_HEADS = ("loop", "sizes", "threads", "ours, ms", "beside", "times as fast, or growth")
+
+
+def _sizes(sizes: dict) -> str:
+    return escape(", ".join(f"{name} {_list(size)}" for name, size in sizes.items()))
+
+
+def _list(size: object) -> str:
+    return " / ".join(map(str, size)) if isinstance(size, list) else str(size)
+
+
+def _times(ms: float | list[float]) -> str:
+    return " / ".join(map(_number, ms if isinstance(ms, list) else [ms]))
+
+
+def _beside(row: dict) -> str:
+    return f"{escape(row['peer'])}, {_number(row['peer_ms'])} ms" if "peer" in row else "itself, larger"
+
+
+def _result(row: dict) -> str:
+    found, name = (row["ratio"], "ratio_interval") if "peer" in row else (row["exponent"], "exponent_interval")
+    interval = f" [{', '.join(map(_number, row[name]))}]" if name in row else ""
+    return f"{_number(found)} times{interval}" if "peer" in row else f"as size to the {_number(found)}{interval}"
+
+
 def _shown(test: str) -> str:
     path, _, name = test.partition("::")
     if path.endswith(".ipynb"):

@@ -51,7 +51,12 @@ def wrong(model: nn.Module, y: Int[Tensor, " batch"]) -> Verdict:
 def ste_attack(
     model: nn.Module, x: Tensor, y: Tensor, eps: float | int, *, steps: int = 20, restarts: int = 3, **rest: Any
 ) -> Found:
-    """PGD on CE(f(x'), y): gradients to the routers are straight-through. Any classifier will do. `rest` as `pgd`."""
+    """PGD on CE(f(x'), y): gradients to the routers are straight-through. Any classifier will do. `rest` as `pgd`.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
+        restarts: how many starts are tried; an input is broken if one of them breaks it.
+    """
     with evaluating(model):
         return pgd(
             lambda x_adv, i: cross_entropy(model(x_adv), y[i]), wrong(model, y), x, eps, steps=steps, restarts=restarts,
@@ -62,7 +67,11 @@ def ste_attack(
 def surrogate_attack(
     model: RoutedNetwork, x: Tensor, y: Tensor, eps: float | int, *, temperature: float | int = 1.0, **rest: Any
 ) -> Found:
-    """PGD on CE of the network that mixes all experts with weights softmax(s / T). `rest` as `pgd`."""
+    """PGD on CE of the network that mixes all experts with weights softmax(s / T). `rest` as `pgd`.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
+    """
     with evaluating(model):
         return pgd(
             lambda x_adv, i: cross_entropy(model.trace(x_adv, temperature=temperature).logits, y[i]),
@@ -85,6 +94,9 @@ def path_attack(
 
     f_p is the network with the route p in force, s_l the scores of router l on that way. All N^L pathways if they are
     at most `max_paths`, else those that most of x take. `rest` as `pgd`; the restarts are for each pathway.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
     """
     check_attack(x, eps, None, max_paths=max_paths)
     with evaluating(model):
@@ -133,7 +145,11 @@ def score_gap(
 
 
 def search_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float | int, **rest: Any) -> Found:
-    """`random_search` on the hard model's margin z_y - max_(c != y) z_c. `rest` as there."""
+    """`random_search` on the hard model's margin z_y - max_(c != y) z_c. `rest` as there.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
+    """
 
     def margin(x_adv: Tensor, i: Tensor) -> Tensor:
         logits = model(x_adv)
@@ -155,6 +171,12 @@ class Panel:
 
     `blind`: inputs that a member's gradients said nothing about. `x_adv`: an input that breaks the model where
     `union` is true.
+
+    Args:
+        found: what each member found, by name.
+
+    Raises:
+        ValueError: `accuracy` asked for a member that did not run.
     """
 
     clean: Bool[Tensor, " batch"]
@@ -209,6 +231,8 @@ def attack_panel(
         members: "ste" and "search" take any classifier, the others one with `trace`.
         restarts: of "ste"; the others start once (for each pathway).
         search_examples: "search" looks at so many inputs only, from the first; the others count as not broken by it.
+        alpha: length of a gradient's step; as in `pgd` if None.
+        queries: of "search", for each input.
 
     Raises:
         ValueError: as `pgd`; no inputs, labels of another shape or dtype, unknown members.
@@ -247,6 +271,9 @@ def frozen_path_attack(model: RoutedNetwork, x: Tensor, y: Tensor, eps: float | 
 
     A success need not break the model itself, which may send that input elsewhere: this is the experts' own
     robustness, neither above nor below the model's.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
     """
     with evaluating(model):
         with torch.no_grad():
@@ -266,6 +293,9 @@ def route_attack(model: RoutedNetwork, x: Tensor, eps: float | int, **rest: Any)
 
     1 - mean(broken) is the routers' robustness RS. It is 1 too for a router that has collapsed, so show the load
     entropy beside it. Flips are counted by argmax. `rest` as `pgd`; the restarts are for each router.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
     """
     check_attack(x, eps, None)
     with evaluating(model):
@@ -300,6 +330,9 @@ def released_attack(
 
     Most of each sign step serves the router's term. For a column beside the union, never in its place. `rest` as
     `pgd`.
+
+    Args:
+        eps: radius of the box, as in `pgd`.
 
     Raises:
         ValueError: a model without one global router.

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gated.gates import softmax_gate, straight_through
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_sizes
 
 Ste = Literal["selected", "full", "softmax"]
 
@@ -29,6 +29,10 @@ def top1(scores: Float[Tensor, "batch experts"]) -> Int[Tensor, " batch"]:
     Raises:
         ValueError: scores that are not finite. argmax of a row of NaN is 0, so a router that has diverged would look
             like one that always picks the same expert.
+
+    Example:
+        >>> top1(torch.tensor([[0.0, 2.0], [1.0, 1.0]])).tolist()
+        [1, 0]
     """
     if not torch.isfinite(scores).all():
         raise ValueError("scores must be finite (a router that diverged?); got NaN or an infinite score")
@@ -52,9 +56,15 @@ def expert_conv(
         x: signals [batch, channels, length] or images [batch, channels, height, width].
         weight: one kernel for each expert.
         routes: each input's expert, in 0..experts - 1.
+        stride, padding: of the convolution, the same along all axes.
 
     Raises:
         ValueError: sizes that do not fit, an expert that does not exist, a kernel wider than the padded input.
+
+    Example:
+        >>> x, weight = torch.ones(2, 1, 4), torch.stack([torch.zeros(1, 1, 1), torch.ones(1, 1, 1)])
+        >>> expert_conv(x, weight, torch.tensor([1, 0])).sum((1, 2)).tolist()
+        [4.0, 0.0]
     """
     _check(x, weight, padding)
     if routes.shape != x.shape[:1]:
@@ -194,10 +204,10 @@ class MoEConv(nn.Module):
             num_experts=num_experts,
             stride=stride,
         )
+        check_sizes(dims=dims)
         if dims not in (1, 2):
             raise ValueError(f"dims must be 1 (signals) or 2 (images); got {dims!r}")
-        if ste not in get_args(Ste):
-            raise ValueError(f"ste must be one of {get_args(Ste)}; got {ste!r}")
+        check_choice("ste", ste, get_args(Ste))
         self.num_experts, self.stride, self.padding, self.ste, self.router = (
             num_experts, stride, kernel_size // 2, ste, router,
         )  # fmt: skip

@@ -28,6 +28,10 @@ def route_load(routes: Int[Tensor, "routers examples"], num_experts: int) -> Flo
 
     Raises:
         ValueError: no inputs, an expert beyond `num_experts`.
+
+    Example:
+        >>> route_load(torch.tensor([[0, 0, 1, 0]]), num_experts=2).tolist()
+        [[0.75, 0.25]]
     """
     _check_routes(routes, num_experts)
     counts = torch.stack([torch.bincount(row, minlength=num_experts) for row in routes])
@@ -35,7 +39,12 @@ def route_load(routes: Int[Tensor, "routers examples"], num_experts: int) -> Flo
 
 
 def load_entropy(routes: Int[Tensor, "routers examples"], num_experts: int) -> Float[Tensor, " routers"]:
-    """Entropy of each router's load in nats: log N at balance, 0 for a router that has collapsed."""
+    """Entropy of each router's load in nats: log N at balance, 0 for a router that has collapsed.
+
+    Example:
+        >>> load_entropy(torch.tensor([[0, 1, 0, 1]]), num_experts=2)  # log 2
+        tensor([0.6931], dtype=torch.float64)
+    """
     return entropy(route_load(routes, num_experts)).abs()  # a load of exactly 1 gives -0
 
 
@@ -44,6 +53,10 @@ def churn(before: Int[Tensor, "routers examples"], after: Int[Tensor, "routers e
 
     Raises:
         ValueError: routes of different shapes, or none.
+
+    Example:
+        >>> churn(torch.tensor([[0, 1, 0, 1]]), torch.tensor([[0, 1, 1, 1]]))
+        0.25
     """
     if before.shape != after.shape or not before.numel():
         raise ValueError(f"after must have the shape of before, {tuple(before.shape)}; got {tuple(after.shape)}")
@@ -56,6 +69,13 @@ def route_label_information(
     """I(route; label) = H(route) + H(label) - H(route, label) in nats, of the counts, for each router.
 
     For a router that knows nothing the estimate is about (N - 1)(C - 1) / (2 examples), not 0.
+
+    Raises:
+        ValueError: not one label an input.
+
+    Example:
+        >>> route_label_information(torch.tensor([[0, 1, 0, 1]]), torch.tensor([0, 1, 0, 1]), 2)  # log 2
+        tensor([0.6931], dtype=torch.float64)
     """
     _check_routes(routes, num_experts)
     if y.shape != routes.shape[1:]:
@@ -76,7 +96,11 @@ def route_robustness(
     bounds: Bounds = None,
     generator: torch.Generator | None = None,
 ) -> float:
-    """RS: the share of inputs whose route in every layer survives `route_attack`. Needs `load_entropy` beside it."""
+    """RS: the share of inputs whose route in every layer survives `route_attack`. Needs `load_entropy` beside it.
+
+    Args:
+        eps, restarts: as in `route_attack`.
+    """
     found = route_attack(model, x, eps, steps=steps, restarts=restarts, bounds=bounds, generator=generator)
     return 1 - found.broken.double().mean().item()
 

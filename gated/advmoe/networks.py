@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gated.advmoe.conv import MoEConv, Ste, permute, top1
 from gated.advmoe.routers import LayerRouter, image_router, small_router
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_positive, check_sizes
 
 Routing = Literal["layer", "global"]
 
@@ -67,6 +67,10 @@ class RoutedNetwork(nn.Module):
     Attributes:
         router: the global router, or None where each `MoEConv` has its own (or there is one expert only).
         num_experts, num_routers, in_channels, dims: N, the rows of a trace, and the shape of the input.
+
+    Raises:
+        ValueError: an input of another shape or dtype; a temperature that is not positive, or beside given routes;
+            routes of another shape, or to an expert that does not exist.
     """
 
     router: nn.Module | None
@@ -106,8 +110,8 @@ class RoutedNetwork(nn.Module):
             raise ValueError(f"x must be floating point, {want}; got {x.dtype} {tuple(x.shape)}")
         if routes is not None and temperature is not None:
             raise ValueError("temperature must be None where routes are given; got both")
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be positive and finite; got {temperature!r}")
+        if temperature is not None:
+            check_positive("temperature", temperature)
         if routes is not None:
             if routes.shape != (self.num_routers, len(x)):
                 raise ValueError(f"routes must be {(self.num_routers, len(x))}; got shape {tuple(routes.shape)}")
@@ -181,6 +185,7 @@ class MoECNN(RoutedNetwork):
                 f"widths must hold the stem and at least one expert layer, strides as many; "
                 f"got {tuple(widths)} and {tuple(strides)}"
             )
+        check_sizes(dims=dims)
         if dims not in (1, 2):
             raise ValueError(f"dims must be 1 (signals) or 2 (images); got {dims!r}")
         check_choices(ratio, routing, router, num_experts)
@@ -303,7 +308,6 @@ class _Block(nn.Module):
 def check_choices(ratio: float | int, routing: str, router: nn.Module | None, num_experts: int) -> None:
     if isinstance(ratio, bool) or not 0 < ratio <= 1:
         raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
-    if routing not in get_args(Routing):
-        raise ValueError(f"routing must be one of {get_args(Routing)}; got {routing!r}")
+    check_choice("routing", routing, get_args(Routing))
     if router is not None and (routing == "layer" or num_experts == 1):
         raise ValueError("router must be None unless routing is 'global' with several experts; got a module")

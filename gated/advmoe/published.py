@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_sizes
 
 CLASSES = 10
 
@@ -84,11 +84,13 @@ class Costs(NamedTuple):
 def costs(name: str, *, num_experts: int = 2, ratio: float = 0.5) -> Costs:
     """Costs of one of `ARCHITECTURES` with N experts of width r and the image router.
 
+    Args:
+        ratio: r, the width of an expert over that of the plain network.
+
     Raises:
         ValueError: an unknown name, N below 1, r outside (0, 1].
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"name must be one of {list(ARCHITECTURES)}; got {name!r}")
+    check_choice("name", name, ARCHITECTURES)
     check_sizes(num_experts=num_experts)
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import ResNet
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_count, check_sizes
 
 
 class LayerRouter(nn.Module):
@@ -28,12 +28,20 @@ class LayerRouter(nn.Module):
 
 
 class ConstantRouter(nn.Module):
-    """Always the same expert: the network becomes the plain one of width r. No parameters."""
+    """Always the same expert: the network becomes the plain one of width r. No parameters.
+
+    Args:
+        expert: which one.
+
+    Raises:
+        ValueError: an expert that does not exist.
+    """
 
     def __init__(self, num_experts: int, expert: int = 0):
         super().__init__()
         check_sizes(num_experts=num_experts)
-        if not 0 <= expert < num_experts:
+        check_count("expert", expert, least=0)
+        if expert >= num_experts:
             raise ValueError(f"expert must lie in 0..{num_experts - 1}; got {expert!r}")
         self.num_experts, self.expert = num_experts, expert
 
@@ -50,7 +58,11 @@ def image_router(num_experts: int, in_channels: int = 3) -> ResNet:
 
 
 def small_router(num_experts: int, in_channels: int, *, dims: int = 1, width: int = 8) -> nn.Sequential:
-    """A router for small inputs: two convolutions of stride 2 with norm and ReLU, then a `LayerRouter`."""
+    """A router for small inputs: two convolutions of stride 2 with norm and ReLU, then a `LayerRouter`.
+
+    Args:
+        dims: 1 for signals, 2 for images.
+    """
     conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
     norm = (nn.BatchNorm1d, nn.BatchNorm2d)[dims - 1]
     k = (5, 3)[dims - 1]

@@ -120,7 +120,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float | int, bounds: Bounds = None) -> Tensor:
-    """The nearest point of the box of half-width eps around x, and of `bounds`."""
+    """The nearest point of the box of half-width eps around x, and of `bounds`.
+
+    Args:
+        x_adv: the point that is moved.
+    """
     x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps)
     return x_adv if bounds is None else x_adv.clamp(*bounds)
 
@@ -171,6 +175,9 @@ def optimizers(
     Args:
         lr, router_lr: of psi, and of phi (the same unless given).
         options: further arguments of SGD; momentum 0.9 and weight_decay 5e-4 unless given.
+
+    Raises:
+        ValueError: a parameter that belongs to both or to neither.
     """
     options = {"momentum": 0.9, "weight_decay": 5e-4} | options
     psi, phi = model.expert_parameters(), model.router_parameters()
@@ -183,7 +190,9 @@ def optimizers(
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
-def standard_step(model: nn.Module, optimizer: torch.optim.Optimizer | list, batch: Batch) -> float:
+def standard_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], batch: Batch
+) -> float:
     """One update by CE(f(x), y) alone. Returns the loss."""
     model.train()
     return _update(F.cross_entropy(model(batch[0]), batch[1]), optimizer)
@@ -191,7 +200,7 @@ def standard_step(model: nn.Module, optimizer: torch.optim.Optimizer | list, bat
 
 def joint_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | list,
+    optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer],
     batch: Batch,
     trades: Trades,
     generator: torch.Generator | None = None,
@@ -302,7 +311,7 @@ def released_step(
     return _update(loss, routers), psi_loss
 
 
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer | list) -> float:
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer]) -> float:
     """Gradients of exactly the optimisers' parameters, so that nothing accumulates in the others, and a step."""
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()}; nothing was updated")

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_choice
+
 Estimator = Literal["masked", "normalised"]
 
 
@@ -54,8 +56,7 @@ def relation_attention(
     Raises:
         ValueError: an unknown estimator; shapes that do not fit.
     """
-    if estimator not in get_args(Estimator):
-        raise ValueError(f"estimator must be one of {get_args(Estimator)}, got {estimator!r}")
+    check_choice("estimator", estimator, get_args(Estimator))
     _check(q, others[0], relation, links)
     ra, rb = relation.chunk(2, -1)
     scale = 1 / math.sqrt(q.shape[-1])

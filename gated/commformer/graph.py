@@ -26,6 +26,10 @@ def initial_edges(
 
     Raises:
         ValueError: fewer than 2 agents, a spread that is not positive.
+
+    Example:
+        >>> initial_edges(3, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 3])
     """
     check_agents(agents)
     if not 0 < spread < torch.inf:
@@ -40,6 +44,10 @@ def senders(agents: int, share: float | int) -> int:
         ValueError: fewer than 2 agents, a share outside (0, 1].
 
     Source: arXiv 2405.08550; the floor for each row is the released code's.
+
+    Example:
+        >>> senders(agents=10, share=0.4)
+        4
     """
     check_agents(agents)
     if not 0 < share <= 1:
@@ -72,6 +80,11 @@ def sample_graph(
         ValueError: one agent, a matrix that is not square or not finite, k out of range, T <= 0.
 
     Source: arXiv 2405.08550 (the relaxation); Kool, van Hoof & Welling 2019, arXiv 1903.06059 (the draw).
+
+    Example:
+        >>> edges = torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 2.0], [2.0, 1.0, 0.0]])
+        >>> sample_graph(edges, k=1, generator=None).tolist()
+        [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     check_edges(edges)
     most = edges.shape[-1] - (not self_edges)
@@ -92,6 +105,10 @@ def inclusion_probability(
         ValueError: as in `sample_graph`; another k.
 
     Source: Plackett 1975.
+
+    Example:
+        >>> inclusion_probability(torch.zeros(3, 3), k=1).tolist()
+        [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
     """
     check_edges(edges)
     if k not in (1, 2) or k > edges.shape[-1] - 1:
@@ -110,6 +127,10 @@ def logit_gap(edges: Float[Tensor, "*batch agents agents"], k: int) -> Float[Ten
 
     Raises:
         ValueError: as in `sample_graph`.
+
+    Example:
+        >>> logit_gap(torch.tensor([[0.0, 2.0, 1.5], [1.0, 0.0, 2.0], [2.0, 1.0, 0.0]]), k=1).tolist()
+        [0.5, 1.0, 1.0]
     """
     check_edges(edges)
     if not 1 <= k < edges.shape[-1]:
@@ -125,6 +146,10 @@ def messages(
 
     Raises:
         ValueError: a graph that is not square, or receivers that are not its agents.
+
+    Example:
+        >>> messages(graph_from_indices([[1, 2], [0], []])).item()
+        3.0
     """
     check_graph(graph)
     heard = graph.masked_fill(_eye(graph), 0).sum(-1)
@@ -140,6 +165,10 @@ def graph_from_indices(senders_of: list[list[int]]) -> Float[Tensor, "agents age
 
     Raises:
         ValueError: an agent that does not exist, or that hears itself.
+
+    Example:
+        >>> graph_from_indices([[1], [0, 2], []]).tolist()
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
     agents = len(senders_of)
     check_agents(agents)

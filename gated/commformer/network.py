@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from gated.commformer.attention import Estimator, relation_attention, released_attention
 from gated.commformer.graph import check_agents, initial_edges
 from gated.commformer.receive import ReceiveEstimator, ReceiveGate, stored_gate
-from gated.gates._validation import check_sizes, holds_anywhere
+from gated.gates._validation import check_count, check_sizes, holds_anywhere
 from gated.gates.noise import add_logistic_noise, gumbel_noise
 
 DecoderName = Literal["strict", "mat", "parallel"]
@@ -158,6 +158,7 @@ class CommFormer(nn.Module):
         super().__init__()
         check_agents(agents)
         check_sizes(observation=observation, actions=actions, width=width)
+        check_count("seed", seed, least=0)
         for name, value, known in (
             ("decoder", decoder, get_args(DecoderName)),
             ("receive_gate", receive_gate, (None, *get_args(ReceiveEstimator))),

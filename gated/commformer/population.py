@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
+from gated.commformer._batch import Batch
 from gated.commformer.graph import messages, sample_graph
 from gated.commformer.network import CommFormer, Decision
 from gated.commformer.ppo import (
@@ -40,16 +41,13 @@ from gated.commformer.ppo import (
     clipped_policy_loss,
     clipped_value_loss,
     run_mean,
-    standardise,
 )
 from gated.commformer.receive import gate_log_prob
 from gated.commformer.worlds import World
-from gated.gates._validation import check_positive, check_sizes
+from gated.gates._validation import check_choice, check_count, check_positive, check_sizes
 from gated.gates.noise import add_logistic_noise, gumbel_noise
-from gated.policy_gradient import advantages
 
 EdgeSchedule = Literal["fixed", "split", "every5", "joint"]
-RATIO_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,9 @@ class Arm:
             is in the reward's units. With "straight_through" it stands in the loss, beside advantages of deviation 1:
             the price at which the gate shuts is then not the reward's.
         drawn: move the weights too on drawn graphs.
+
+    Raises:
+        ValueError: a graph beside a schedule that learns its own, `drawn` without one, a negative penalty.
     """
 
     name: str
@@ -79,12 +80,12 @@ class Arm:
     drawn: bool = False
 
     def __post_init__(self) -> None:
-        if self.schedule not in get_args(EdgeSchedule):
-            raise ValueError(f"schedule must be one of {get_args(EdgeSchedule)}, got {self.schedule!r}")
+        check_choice("schedule", self.schedule, get_args(EdgeSchedule))
         if self.graph is not None and self.schedule != "fixed":
             raise ValueError(f"graph is for the schedule 'fixed'; {self.schedule!r} learns its own")
         if self.drawn and self.schedule == "fixed":
             raise ValueError("drawn needs a schedule that learns the graph, got 'fixed'")
+        check_count("k", self.k)
         check_positive("lr", self.lr)
         check_positive("edge_lr", self.edge_lr)
         if not 0 <= self.penalty < torch.inf:
@@ -155,6 +156,8 @@ class Cohort:
         self, build: Callable[[int], CommFormer], arms: Sequence[Arm], seeds: Sequence[int], settings: PPO | None = None
     ) -> None:
         check_sizes(arms=len(arms), seeds=len(seeds))
+        for seed in seeds:
+            check_count("seeds", seed, least=0)
         networks = [build(seed) for _ in arms for seed in seeds]
         self.arms, self.seeds, self.settings = tuple(arms), tuple(seeds), settings or PPO()
         self.runs, self.agents = len(networks), networks[0].agents
@@ -259,7 +262,7 @@ class Cohort:
         Raises:
             RuntimeError: the ratio is not 1 before the first step of the weights: the rollout is of another policy.
         """
-        batch = _Batch(self, rollout)
+        batch = self._batch(rollout)
         for _ in range(self.settings.epochs):
             losses = self._pass(batch, generator)
             self.passes += 1
@@ -283,7 +286,7 @@ class Cohort:
         self, rollout: Rollout, generator: torch.Generator
     ) -> tuple[Float[Tensor, "runs agents agents"], Float[Tensor, "runs agents agents"]]:
         """dL_policy/dE and dL_value/dE on graphs drawn anew: who tells the edges where to go."""
-        batch = _Batch(self, rollout)
+        batch = self._batch(rollout)
         graph = self._graphs(generator, [arm.graph is None for arm in self.arms])
         losses = self._losses(batch, self._forward(batch, graph), batch.weight)
         parts = (losses.policy.sum(), losses.value.sum())
@@ -307,7 +310,11 @@ class Cohort:
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
-    def _pass(self, batch: _Batch, generator: torch.Generator) -> Losses:
+    def _batch(self, rollout: Rollout) -> Batch:
+        penalty = self._per_run([float(arm.penalty) for arm in self.arms])
+        return Batch(rollout, self.settings, self.returns, penalty, self.shape.receive_gate == "score")
+
+    def _pass(self, batch: Batch, generator: torch.Generator) -> Losses:
         moves = [(True, False) if self.frozen else arm.moves(self.passes) for arm in self.arms]
         weights, edges = (self._per_run([move[i] for move in moves]) for i in (0, 1))
         drawn = [move[1] or (arm.drawn and not self.frozen) for arm, move in zip(self.arms, moves, strict=True)]
@@ -328,7 +335,7 @@ class Cohort:
         batch.fresh = batch.fresh & ~(weights | edges)
         return losses
 
-    def _forward(self, batch: _Batch, graph: Float[Tensor, "runs groups agents agents"]) -> Decision:
+    def _forward(self, batch: Batch, graph: Float[Tensor, "runs groups agents agents"]) -> Decision:
         """Teacher-forced, group g of the copies on graph g."""
         if graph.shape[1] == 1:
             graph = graph[:, 0]
@@ -337,7 +344,7 @@ class Cohort:
             graph = graph.repeat_interleave(each, 1).repeat(1, batch.steps, 1, 1)
         return Decision(*self._given(self.parameters, batch.observation, graph, batch.action, batch.receive))
 
-    def _losses(self, batch: _Batch, decision: Decision, weight: Float[Tensor, "runs steps 1"]) -> Losses:
+    def _losses(self, batch: Batch, decision: Decision, weight: Float[Tensor, "runs steps 1"]) -> Losses:
         clip, huber = self.settings.clip, self.settings.huber
         policy = clipped_policy_loss(decision.log_prob, batch.old_log_prob, batch.advantage, weight, clip)
         value = clipped_value_loss(decision.value, batch.old_value, batch.target, weight, clip, huber)
@@ -390,58 +397,3 @@ class Cohort:
             raise ValueError(
                 f"groups must divide the {world.batch // self.runs} copies of a run, got {self.settings.groups}"
             )
-
-
-class _Batch:
-    """A rollout as the update wants it: steps and copies in one axis, advantages, targets, and what was before."""
-
-    def __init__(self, population: Cohort, rollout: Rollout) -> None:
-        settings, norm = population.settings, population.returns
-        _, self.steps, self.copies = rollout.done.shape
-        self.observation, self.action, self.receive = (
-            x.flatten(1, 2) for x in (rollout.observation, rollout.action, rollout.receive)
-        )
-        self.penalty = population._per_run([float(arm.penalty) for arm in population.arms])
-        self.weight = rollout.live.to(rollout.reward).flatten(1, 2)[..., None]
-        reward = rollout.reward
-        if population.shape.receive_gate == "score":
-            reward = reward - self.penalty[:, None, None, None] * rollout.receive
-
-        def learn(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Advantage of unit deviation, return, and the old value in the critic's units."""
-            real = norm.denormalise(value)
-            steps = (x.movedim(1, 0) for x in (reward, real, rollout.done))
-            gain = advantages(*steps, discount=settings.discount, trace=settings.trace).movedim(0, 1)
-            gain, target = gain.flatten(1, 2), (gain + real[:, :-1]).flatten(1, 2)
-            return standardise(gain, self.weight), target, value[:, :-1].flatten(1, 2)
-
-        self.advantage, target, self.old_value = learn(rollout.value)
-        self.gate_advantage, gate_target, self.old_baseline = learn(rollout.gate_baseline)
-        norm.update(target, self.weight)
-        self.target, self.gate_target = norm.normalise(target), norm.normalise(gate_target)
-        self.old_log_prob, self.old_gate_log_prob = (x.flatten(1, 2) for x in (rollout.log_prob, rollout.gate_log_prob))
-        self.fresh = torch.ones(population.runs, dtype=torch.bool, device=reward.device)
-
-    def begin(self, decision: Decision, where: Bool[Tensor, " runs"]) -> None:
-        """Before a run's first step: its log probabilities must be the rollout's, and stand for them from now on.
-
-        Teacher forcing and choosing differ by rounding; taking the former for both makes the ratio exactly 1.
-        """
-        first = (self.fresh & where)[:, None, None]
-        if not bool(first.any()):
-            return
-        new = (decision.log_prob.detach(), gate_log_prob(decision.gate_logit.detach(), self.receive))
-        for name, log_prob in zip(("old_log_prob", "old_gate_log_prob"), new, strict=True):
-            old = getattr(self, name)
-            apart = ((log_prob - old).abs() * first).max()
-            if not apart < RATIO_TOLERANCE:
-                raise RuntimeError(
-                    f"the ratio must be 1 before the first step, but log probabilities are {apart:.2g} apart: "
-                    "the rollout is of other weights, another graph or another gate sample"
-                )
-            setattr(self, name, torch.where(first, log_prob, old))
-
-    def half(self, halved: Bool[Tensor, " runs"], odd: Bool[Tensor, " runs"]) -> Float[Tensor, "runs steps 1"]:
-        """The weights of the steps; of halved runs those of odd copies, or of even ones."""
-        parity = torch.arange(self.copies, device=odd.device).repeat(self.steps) % 2
-        return self.weight * (~halved[:, None] | (parity == odd[:, None]))[..., None]

@@ -28,7 +28,16 @@ from gated.policy_gradient import clipped_gain
 
 @dataclass(frozen=True)
 class PPO:
-    """What all runs share. The released values, but for `clip`, which it sets for each map (0.05 or 0.2)."""
+    """What all runs share. The released values, but for `clip`, which it sets for each map (0.05 or 0.2).
+
+    Args:
+        entropy: weight of the entropy, which is to be large.
+        discount: of rewards, in [0, 1].
+        huber: where the value loss turns from a parabola into a line.
+
+    Raises:
+        ValueError: a discount or trace outside [0, 1], a weight that is negative or not finite, a count below 1.
+    """
 
     epochs: int = 5
     """Passes over one rollout, each over all of it."""
@@ -115,6 +124,9 @@ class ValueNorm:
         keep: weight of the past at each update.
         like: dtype and device follow it.
 
+    Raises:
+        ValueError: `keep` outside [0, 1).
+
     Source: van Hasselt et al. 2016, arXiv 1602.07714, as the released code uses it.
     """
 
@@ -171,7 +183,11 @@ def clipped_value_loss(
     clip: float | int,
     huber: float | int = 10.0,
 ) -> Float[Tensor, " runs"]:
-    """sum w max(Huber(V - R), Huber(V_clip - R)) / sum w for each run; V_clip = V_old + clip(V - V_old, -c, c)."""
+    """sum w max(Huber(V - R), Huber(V_clip - R)) / sum w for each run; V_clip = V_old + clip(V - V_old, -c, c).
+
+    Args:
+        huber: where Huber's loss turns from a parabola into a line.
+    """
     near = old_value + (value - old_value).clamp(-clip, clip)
     losses = (F.huber_loss(v, target, reduction="none", delta=huber) for v in (value, near))
     return run_mean(torch.maximum(*losses), weight)

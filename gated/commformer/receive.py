@@ -9,6 +9,7 @@ are our reading. Nothing in the reward speaks for silence, so without a penalty 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.gates import straight_through
-from gated.gates._validation import check_positive, check_sizes
+from gated.gates._validation import check_number, check_positive, check_sizes
 
 ReceiveEstimator = Literal["straight_through", "score"]
 
@@ -31,11 +32,17 @@ class ReceiveGate(nn.Module):
         observation: numbers that an agent sees.
         width: of the hidden layer.
         bias: c at the start.
+
+    Example:
+        >>> logit, baseline = ReceiveGate(observation=5)(torch.randn(2, 3, 5))
+        >>> logit.shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, observation: int, width: int = 32, *, bias: float | int = 2.0) -> None:
         super().__init__()
         check_sizes(observation=observation, width=width)
+        check_number("bias", bias, -math.inf)
         self.hidden, self.decide = nn.Linear(observation, width), nn.Linear(width, 2)
         nn.init.normal_(self.decide.weight, std=1e-2)
         with torch.no_grad():
@@ -58,11 +65,20 @@ def stored_gate(
 
     Raises:
         ValueError: shapes that differ; T <= 0.
+
+    Example:
+        >>> stored_gate(torch.zeros(3), torch.tensor([1.0, 0.0, 1.0])).tolist()
+        [1.0, 0.0, 1.0]
     """
     check_positive("temperature", temperature)
     return straight_through(stored, (logit / temperature).sigmoid())
 
 
 def gate_log_prob(logit: Float[Tensor, "*batch"], receive: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """log P(z | l) = z log sigmoid(l) + (1 - z) log sigmoid(-l), in nats."""
+    """log P(z | l) = z log sigmoid(l) + (1 - z) log sigmoid(-l), in nats.
+
+    Example:
+        >>> gate_log_prob(torch.zeros(2), torch.tensor([1.0, 0.0])).exp().tolist()
+        [0.5, 0.5]
+    """
     return F.logsigmoid(torch.where(receive > 0.5, logit, -logit))

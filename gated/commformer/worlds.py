@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gated.commformer.graph import graph_from_indices
+from gated.gates._validation import check_choice
 
 Form = Literal["compact", "released"]
 
@@ -197,8 +198,7 @@ class Pursuit:
                 f"seers + blind must be below size * size = {size**2}, so that agents and prey start on "
                 f"cells of their own; got {seers + blind}"
             )
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {get_args(Form)}, got {form!r}")
+        check_choice("form", form, get_args(Form))
         self.batch, self.size, self.seers, self.blind = batch, size, seers, blind
         self.vision, self.limit, self.form, self.ids, self.clock = vision, limit, form, ids, clock
         self.num_agents = seers + blind

@@ -1,6 +1,7 @@
 """What the gates check before they compute. Each message names the argument, what came, and what would do."""
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 
 import torch
@@ -57,6 +58,15 @@ def check_positive(name: str, value: float | int) -> None:
         raise ValueError(f"{name} must be a positive finite number; got {value!r}")
 
 
+def check_number(
+    name: str, value: float | int, low: float | int, high: float | int = math.inf, *, open_low: bool = False
+) -> None:
+    """A finite number in [low, high], or in (low, high] with `open_low`."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value > high or value < low or (open_low and value == low):
+        raise ValueError(f"{name} must be a number in {'(' if open_low else '['}{low}, {high}], got {value!r}")
+
+
 def check_temperature(temperature: float | int | Tensor, logits: Tensor) -> None:
     if not isinstance(temperature, Tensor):
         return check_positive("temperature", temperature)
@@ -70,15 +80,21 @@ def check_temperature(temperature: float | int | Tensor, logits: Tensor) -> None
         raise ValueError(f"temperature must be positive and finite everywhere; got {temperature}")
 
 
-def check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+def check_count(name: str, value: int, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
 def check_sizes(**sizes: int) -> None:
     """`check_count` of several: widths, experts, steps."""
     for name, size in sizes.items():
         check_count(name, size)
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    known = tuple(choices)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {known}; got {value!r}")
 
 
 def check_k(k: int, gates: int) -> None:
@@ -89,9 +105,7 @@ def check_k(k: int, gates: int) -> None:
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if tensor.shape != other.shape:
-        raise ValueError(
-            f"{name} must have the shape of {other_name}, {tuple(other.shape)}; got {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"{name} must have the shape of {other_name}, {tuple(other.shape)}; got {tuple(tensor.shape)}")
 
 
 def check_noise_std(noise_std: float | int | Tensor, logits: Tensor) -> None:

@@ -11,6 +11,7 @@ from gated.gates._validation import (
     Temperature,
     check_binary_logits,
     check_count,
+    check_float,
     check_positive,
     check_same_shape,
     check_temperature,
@@ -28,7 +29,15 @@ def straight_through(hard: Float[Tensor, "*shape"], soft: Float[Tensor, "*shape"
         ValueError: shapes that differ.
 
     Source: Bengio, Leonard & Courville 2013, arXiv 1308.3432.
+
+    Example:
+        >>> soft = torch.tensor([0.2, 0.9], requires_grad=True)
+        >>> hard = straight_through((soft > 0.5).float(), soft)
+        >>> hard.tolist(), torch.autograd.grad(hard.sum(), soft)[0].tolist()
+        ([0.0, 1.0], [1.0, 1.0])
     """
+    check_float("hard", hard)
+    check_float("soft", soft)
     check_same_shape("soft", soft, "hard", hard)
     return hard.detach() + (soft - soft.detach())
 
@@ -55,6 +64,10 @@ def binary_gate(
             `check_finite`, NaN.
 
     Source: Bengio, Leonard & Courville 2013, arXiv 1308.3432.
+
+    Example:
+        >>> binary_gate(torch.tensor([-1.0, 0.0, 2.0])).tolist()
+        [0.0, 0.0, 1.0]
     """
     check_binary_logits("logits", logits, check_finite)
     check_positive("threshold", threshold)
@@ -91,6 +104,10 @@ def gumbel_sigmoid_gate(
         ValueError: temperature as in `softmax_gate`, logits as in `binary_gate`.
 
     Source: Maddison, Mnih & Teh 2017, arXiv 1611.00712; Jang, Gu & Poole 2017, arXiv 1611.01144.
+
+    Example:
+        >>> gumbel_sigmoid_gate(torch.tensor([-1.0, 2.0]), hard=True, generator=None).tolist()
+        [0.0, 1.0]
     """
     check_binary_logits("logits", logits, check_finite)
     check_temperature(temperature, logits)
@@ -124,6 +141,11 @@ def hard_concrete_gate(
         ValueError: T <= 0, low >= 0, high <= 1, log_alpha not floating point or, with `check_finite`, NaN.
 
     Source: Louizos, Welling & Kingma 2018, arXiv 1712.01312, section 2.2.
+
+    Example:
+        >>> z = hard_concrete_gate(torch.zeros(1000), generator=torch.Generator().manual_seed(0))
+        >>> bool((z == 0).any()), bool((z == 1).any()), bool(((z > 0) & (z < 1)).any())
+        (True, True, True)
     """
     _check_hard_concrete(log_alpha, temperature, low, high, check_finite)
     return _stretch((add_logistic_noise(log_alpha, generator) / temperature).sigmoid(), low, high)
@@ -139,6 +161,10 @@ def hard_concrete_mode(
     """z = clip(low + (high - low) sigmoid(log_alpha), 0, 1): the gate for evaluation, without noise or T.
 
     Args, Raises, Source: as in `hard_concrete_gate`.
+
+    Example:
+        >>> hard_concrete_mode(torch.tensor([-5.0, 0.0, 5.0])).tolist()
+        [0.0, 0.5, 1.0]
     """
     _check_hard_concrete(log_alpha, 1.0, low, high, check_finite)
     return _stretch(log_alpha.sigmoid(), low, high)
@@ -155,6 +181,10 @@ def hard_concrete_open_probability(
     """P(z != 0) = sigmoid(log_alpha - T log(-low / high)); the sum is the expected L0 norm, to be penalised.
 
     Args, Raises, Source: as in `hard_concrete_gate`.
+
+    Example:
+        >>> hard_concrete_open_probability(torch.tensor([float("-inf"), float("inf")])).tolist()
+        [0.0, 1.0]
     """
     _check_hard_concrete(log_alpha, temperature, low, high, check_finite)
     return torch.sigmoid(log_alpha - temperature * math.log(-low / high))
@@ -167,6 +197,11 @@ class HardConcrete(nn.Module):
         ValueError: as in `hard_concrete_gate`; in training, no generator.
 
     Source: Louizos, Welling & Kingma 2018, arXiv 1712.01312.
+
+    Example:
+        >>> gate = HardConcrete(3, log_alpha=5.0).eval()
+        >>> gate().tolist()
+        [1.0, 1.0, 1.0]
     """
 
     def __init__(
@@ -179,7 +214,7 @@ class HardConcrete(nn.Module):
     ):
         super().__init__()
         check_count("gates", gates)
-        self.log_alpha = nn.Parameter(torch.full((gates,), float(log_alpha)))
+        self.log_alpha = nn.Parameter(torch.tensor(log_alpha, dtype=torch.get_default_dtype()).repeat(gates))
         _check_hard_concrete(self.log_alpha, temperature, low, high, check_finite=True)
         self.temperature, self.low, self.high = temperature, low, high
 

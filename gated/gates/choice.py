@@ -31,6 +31,10 @@ def top_p_gate(
         ValueError: P outside [0, 1], and as in `softmax_gate`.
 
     Source: Huang et al. 2024, Harder tasks need more experts, arXiv 2403.07652.
+
+    Example:
+        >>> top_p_gate(torch.tensor([0.5, 0.3, 0.2]).log(), threshold=0.6)
+        tensor([0.5000, 0.3000, 0.0000])
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1]; got {threshold!r}")
@@ -59,6 +63,11 @@ def expert_choice_gate(
         ValueError: C out of range, logits without a token axis, and as in `softmax_gate`.
 
     Source: Zhou et al. 2022, Mixture-of-experts with expert choice routing, arXiv 2202.09368.
+
+    Example:
+        >>> w = expert_choice_gate(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), capacity=1)
+        >>> (w > 0).int().tolist()
+        [[0, 0], [1, 0], [0, 1]]
     """
     check_logits(logits, check_finite)
     if logits.ndim < 2:
@@ -89,6 +98,10 @@ def probit_gate(
         ValueError: s <= 0, and as in `softmax_gate`.
 
     Source: Thurstone 1927 (two gates); McFadden 1981, Econometric models of probabilistic choice.
+
+    Example:
+        >>> probit_gate(torch.tensor([0.0, 0.0, 0.0]))
+        tensor([0.3333, 0.3333, 0.3333])
     """
     check_logits(logits, check_finite)
     check_positive("noise_std", noise_std)
@@ -122,6 +135,11 @@ def soft_moe_gate(
         ValueError: logits without a token axis, and as in `softmax_gate`.
 
     Source: Puigcerver et al. 2024, From sparse to soft mixtures of experts, arXiv 2308.00951, section 2.
+
+    Example:
+        >>> dispatch, combine = soft_moe_gate(torch.zeros(4, 2))
+        >>> dispatch[:, 0].tolist(), combine[0].tolist()
+        ([0.25, 0.25, 0.25, 0.25], [0.5, 0.5])
     """
     check_logits(logits, check_finite)
     if logits.ndim < 2:

@@ -34,6 +34,10 @@ def dense_to_sparse_gate(
         ValueError: c outside [0, 1), and as in `softmax_gate`.
 
     Source: Nie et al. 2021 (EvoMoE), arXiv 2112.14397.
+
+    Example:
+        >>> dense_to_sparse_gate(torch.tensor([0.6, 0.3, 0.1]).log(), threshold=0.2, generator=None)
+        tensor([0.6000, 0.3000, 0.0000])
     """
     check_logits(logits, check_finite)
     _check_threshold(threshold)
@@ -55,6 +59,12 @@ class DenseToSparseGate(nn.Module):
         ValueError: c outside [0, 1); in training, no generator; as in `softmax_gate`.
 
     Source: Nie et al. 2021 (EvoMoE), arXiv 2112.14397.
+
+    Example:
+        >>> gate = DenseToSparseGate(linear_schedule(2.0, 1.0, steps=2), threshold=0.2)
+        >>> gate.advance()
+        >>> gate.temperature
+        1.5
     """
 
     step: Tensor

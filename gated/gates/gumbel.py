@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated.gates._validation import Temperature, check_k, check_logits, check_rows
+from gated.gates._validation import Temperature, check_k, check_logits, check_rows, holds_anywhere
 from gated.gates.binary import straight_through
 from gated.gates.noise import add_gumbel_noise
 from gated.gates.soft import softmax_gate
@@ -30,6 +30,10 @@ def gumbel_softmax_gate(
         ValueError: as in `softmax_gate`.
 
     Source: Jang, Gu & Poole 2017, arXiv 1611.01144; Maddison, Mnih & Teh 2017, arXiv 1611.00712.
+
+    Example:
+        >>> gumbel_softmax_gate(torch.tensor([0.0, 1.0]), hard=True, generator=None).tolist()
+        [0.0, 1.0]
     """
     check_logits(logits, check_finite)
     noisy = add_gumbel_noise(logits, generator)
@@ -55,6 +59,10 @@ def gumbel_topk_sample(
         ValueError: k out of range, and as in `softmax_gate`.
 
     Source: Kool, van Hoof & Welling 2019, arXiv 1903.06059; the law of the order is Plackett-Luce.
+
+    Example:
+        >>> gumbel_topk_sample(torch.tensor([0.0, 2.0, 1.0]), 2, generator=None).tolist()
+        [1, 2]
     """
     check_logits(logits, check_finite)
     check_k(k, logits.shape[-1])
@@ -76,11 +84,15 @@ def plackett_luce_log_prob(
             out of range.
 
     Source: Plackett 1975; Kool, van Hoof & Welling 2019, arXiv 1903.06059.
+
+    Example:
+        >>> plackett_luce_log_prob(torch.zeros(3), torch.tensor([2, 0])).exp()  # 1/3 times 1/2
+        tensor(0.1667)
     """
     check_rows("logits", logits)
     gates = logits.shape[-1]
     if (
-        order.is_floating_point()
+        order.dtype not in (torch.int64, torch.int32)
         or order.shape[:-1] != logits.shape[:-1]
         or not 1 <= order.shape[-1] <= gates
     ):
@@ -88,6 +100,8 @@ def plackett_luce_log_prob(
             f"order must be an integer tensor of shape {(*logits.shape[:-1], f'1..{gates}')}; "
             f"got {order.dtype} {tuple(order.shape)}"
         )
+    if holds_anywhere((order < 0) | (order >= gates)):
+        raise ValueError(f"order must hold gates from 0 to {gates - 1}; got {order}")
     chosen = order[..., None] == torch.arange(gates, device=order.device)
     gone = chosen.cumsum(-2) - chosen.to(torch.long) > 0
     left = logits[..., None, :].masked_fill(gone, -torch.inf)
@@ -108,6 +122,10 @@ def gumbel_topk_gate(
 
     Source: Kool, van Hoof & Welling 2019, arXiv 1903.06059 (the draw);
         Jang, Gu & Poole 2017, arXiv 1611.01144 (the gradient, for k = 1).
+
+    Example:
+        >>> gumbel_topk_gate(torch.tensor([0.0, 2.0, 1.0]), 2, generator=None).tolist()
+        [0.0, 1.0, 1.0]
     """
     check_logits(logits, check_finite)
     noisy = add_gumbel_noise(logits, generator)

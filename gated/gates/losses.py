@@ -14,6 +14,10 @@ def importance_loss(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, ""]
         ValueError: weights not floating point or without gates.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, eqs. 6 and 7.
+
+    Example:
+        >>> importance_loss(torch.eye(4)), importance_loss(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+        (tensor(0.), tensor(3.))
     """
     return coefficient_of_variation(importance(weights)) ** 2
 
@@ -28,6 +32,10 @@ def load_loss(probability: Float[Tensor, "*batch gates"]) -> Float[Tensor, ""]:
         ValueError: probability not floating point or without gates.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, appendix A.
+
+    Example:
+        >>> load_loss(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
+        tensor(0.)
     """
     check_rows("probability", probability)
     return coefficient_of_variation(importance(probability)) ** 2
@@ -51,8 +59,14 @@ def switch_loss(
 
     Source: Fedus, Zoph & Shazeer 2021, arXiv 2101.03961, eqs. 4 to 6 (one selection a row);
         Lepikhin et al. 2020 (GShard), arXiv 2006.16668.
+
+    Example:
+        >>> p = torch.full((4, 4), 0.25)
+        >>> switch_loss(p, torch.eye(4))
+        tensor(1.)
     """
     check_rows("probability", probability)
+    check_rows("selected", selected, allow_bool=True)
     check_same_shape("selected", selected, "probability", probability)
     count = load(selected).to(probability.dtype)
     share = count / count.sum().clamp(min=1)
@@ -67,6 +81,10 @@ def z_loss(logits: Float[Tensor, "*batch gates"], *, check_finite: bool = False)
         ValueError: as in `softmax_gate`.
 
     Source: Zoph et al. 2022 (ST-MoE), arXiv 2202.08906.
+
+    Example:
+        >>> z_loss(torch.zeros(1, 2)).sqrt()  # log 2
+        tensor(0.6931)
     """
     check_logits(logits, check_finite)
     return logits.logsumexp(-1).square().mean()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_noise_std, check_rows
+from gated.gates._validation import check_float, check_noise_std, check_rows
 
 
 def draw(fill: Callable[..., Tensor], like: Tensor, generator: torch.Generator) -> Tensor:
@@ -32,6 +32,11 @@ def add_gaussian_noise(
         ValueError: s <= 0 or of another shape; logits not floating point or without gates.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 4.
+
+    Example:
+        >>> noisy = add_gaussian_noise(torch.zeros(1000), 2.0, generator=torch.Generator().manual_seed(0))
+        >>> abs(noisy.std().item() - 2) < 0.2
+        True
     """
     check_rows("logits", logits)
     check_noise_std(noise_std, logits)
@@ -47,7 +52,13 @@ def gumbel_noise(like: Float[Tensor, "*shape"], generator: torch.Generator) -> F
 def add_gumbel_noise(
     logits: Float[Tensor, "*shape"], generator: torch.Generator | None
 ) -> Float[Tensor, "*shape"]:
-    """l + g, g ~ Gumbel(0, 1); generator None adds nothing."""
+    """l + g, g ~ Gumbel(0, 1); generator None adds nothing.
+
+    Example:
+        >>> add_gumbel_noise(torch.tensor([1.0, 2.0]), generator=None)
+        tensor([1., 2.])
+    """
+    check_float("logits", logits)
     return logits if generator is None else logits + gumbel_noise(logits, generator)
 
 

@@ -9,7 +9,12 @@ Schedule = Callable[[int], float]
 
 
 def constant_schedule(value: float | int) -> Schedule:
-    """T(t) = value > 0."""
+    """T(t) = value > 0.
+
+    Example:
+        >>> constant_schedule(0.5)(100)
+        0.5
+    """
     check_positive("value", value)
     return _anneal(value, value, 1, lambda done: value)
 
@@ -23,6 +28,11 @@ def linear_schedule(start: float | int, end: float | int, steps: int) -> Schedul
 
     Raises:
         ValueError: start or end <= 0, steps < 1; from the schedule, a negative step.
+
+    Example:
+        >>> temperature = linear_schedule(2.0, 1.0, steps=10)
+        >>> temperature(0), temperature(5), temperature(99)
+        (2.0, 1.5, 1.0)
     """
     return _anneal(start, end, steps, lambda done: (1 - done) * start + done * end)
 
@@ -33,6 +43,11 @@ def exponential_schedule(start: float | int, end: float | int, steps: int) -> Sc
     Args, Raises: as in `linear_schedule`.
 
     Source: Jang, Gu & Poole 2017, arXiv 1611.01144 (they hold T at a floor; here the floor is `end`).
+
+    Example:
+        >>> temperature = exponential_schedule(4.0, 1.0, steps=2)
+        >>> temperature(0), temperature(1), temperature(2)
+        (4.0, 2.0, 1.0)
     """
     return _anneal(start, end, steps, lambda done: start ** (1 - done) * end**done)
 
@@ -43,6 +58,11 @@ def cosine_schedule(start: float | int, end: float | int, steps: int) -> Schedul
     Args, Raises: as in `linear_schedule`.
 
     Source: Loshchilov & Hutter 2017, arXiv 1608.03983 (there for the learning rate).
+
+    Example:
+        >>> temperature = cosine_schedule(3.0, 1.0, steps=2)
+        >>> temperature(0), temperature(1), temperature(2)
+        (3.0, 2.0, 1.0)
     """
     return _anneal(start, end, steps, lambda done: end + (start - end) * (1 + math.cos(math.pi * done)) / 2)
 

@@ -32,9 +32,15 @@ def cosine_logits(
         ValueError: shapes that do not fit, not floating point, t < 0.
 
     Source: Li et al. 2023 (GMoE), arXiv 2206.04046, eq. 3; Nguyen et al. 2024, arXiv 2405.14131 (perturbed).
+
+    Example:
+        >>> cosine_logits(torch.tensor([3.0, 0.0]), torch.tensor([[1.0, 0.0], [0.0, 5.0]])).tolist()
+        [1.0, 0.0]
     """
     _check_features(x, "prototypes", prototypes)
-    if not all(0 <= t < math.inf for t in perturbation):
+    if not isinstance(scale, Tensor):
+        check_positive("scale", scale)
+    if len(perturbation) != 2 or not all(0 <= t < math.inf for t in perturbation):
         raise ValueError(f"perturbation must hold two finite numbers of at least 0; got {perturbation!r}")
     tiny = torch.finfo(x.dtype).tiny
     lengths = [
@@ -65,6 +71,11 @@ def gaussian_logits(
         ValueError: shapes that do not fit, not floating point, a spread (or a diagonal of L) not above 0.
 
     Source: Xu, Jordan & Hinton 1994, An alternative model for mixtures of experts.
+
+    Example:
+        >>> l = gaussian_logits(torch.tensor([1.0]), torch.tensor([[0.0], [2.0]]), torch.ones(2))
+        >>> softmax_gate(l)  # as far from one mean as from the other
+        tensor([0.5000, 0.5000])
     """
     square, log_volume = _mahalanobis(x, mean, scale)
     constant = x.shape[-1] / 2 * math.log(2 * math.pi)
@@ -92,6 +103,11 @@ def student_t_logits(
         ValueError: v <= 0, and as in `gaussian_logits`.
 
     Source: Peel & McLachlan 2000, Robust mixture modelling using the t distribution.
+
+    Example:
+        >>> l = student_t_logits(torch.tensor([1.0]), torch.tensor([[0.0], [2.0]]), torch.ones(2), freedom=3)
+        >>> softmax_gate(l)
+        tensor([0.5000, 0.5000])
     """
     if isinstance(freedom, Tensor):
         check_float("freedom", freedom)
@@ -119,12 +135,16 @@ def laplace_logits(
         ValueError: shapes that do not fit, not floating point, T <= 0.
 
     Source: Han, Nguyen, Harris, Ho & Saria 2024 (FuseMoE), arXiv 2402.03226.
+
+    Example:
+        >>> laplace_logits(torch.tensor([3.0, 4.0]), torch.zeros(1, 2), temperature=2.0).tolist()
+        [-2.5]
     """
     _check_features(x, "centres", centres)
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
-    elif holds_anywhere(~(temperature > 0)):
-        raise ValueError(f"temperature must be positive; got {temperature}")
+    elif holds_anywhere(~((temperature > 0) & temperature.isfinite())):
+        raise ValueError(f"temperature must be positive and finite everywhere; got {temperature}")
     return -torch.linalg.vector_norm(x[..., None, :] - centres, dim=-1) / temperature
 
 

@@ -33,6 +33,10 @@ def biased_sigmoid_gate(
         ValueError: k out of range, bias not of shape (gates,), scale <= 0, and as in `softmax_gate`.
 
     Source: DeepSeek-AI 2024, arXiv 2412.19437, section 2.1.2; Wang et al. 2024, arXiv 2408.15664.
+
+    Example:
+        >>> biased_sigmoid_gate(torch.zeros(3), bias=torch.tensor([0.0, 1.0, 2.0]), k=2)
+        tensor([0.0000, 0.5000, 0.5000])
     """
     check_logits(logits, check_finite)
     check_rows("bias", bias)
@@ -51,7 +55,19 @@ class SelectionBias(nn.Module):
     `update(load)`: b_i <- b_i + rate * sign(mean(load) - load_i). Call it once per optimiser step, with the
     counts of the whole global batch; leave it alone in evaluation.
 
+    Args:
+        scale: what rows sum to.
+
+    Raises:
+        ValueError: as in `biased_sigmoid_gate`; a load of another shape.
+
     Source: Wang et al. 2024, arXiv 2408.15664.
+
+    Example:
+        >>> gate = SelectionBias(2, k=1, rate=0.5)
+        >>> gate.update(torch.tensor([3.0, 1.0]))
+        >>> gate.bias
+        tensor([-0.5000,  0.5000])
     """
 
     bias: Tensor

@@ -34,6 +34,10 @@ def softmax_gate(
             `check_finite`: NaN, +inf, or a row of -inf only.
 
     Source: Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2 (the temperature).
+
+    Example:
+        >>> softmax_gate(torch.tensor([0.0, 0.0, float("-inf")])).tolist()
+        [0.5, 0.5, 0.0]
     """
     check_logits(logits, check_finite)
     # The largest is subtracted first: l / T overflows for small T, (l - max) / T at worst shuts a gate.
@@ -62,6 +66,10 @@ def entmax_gate(
 
     Source: Peters, Niculae & Martins 2019, arXiv 1905.05702;
         Martins & Astudillo 2016, arXiv 1602.02068 (alpha = 2).
+
+    Example:
+        >>> entmax_gate(torch.tensor([3.0, 0.0])).round(decimals=4).tolist()
+        [1.0, 0.0]
     """
     if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not 1 <= alpha <= 2:
         raise ValueError(f"alpha must be a number from 1 (softmax) to 2 (sparsemax); got {alpha!r}")
@@ -100,5 +108,9 @@ def sparsemax_gate(
     Args, Raises: as in `entmax_gate`.
 
     Source: Martins & Astudillo 2016, arXiv 1602.02068.
+
+    Example:
+        >>> sparsemax_gate(torch.tensor([0.5, 0.0])).tolist()
+        [0.75, 0.25]
     """
     return entmax_gate(logits, 2, temperature, check_finite=check_finite)

@@ -17,6 +17,10 @@ def load(weights: Float[Tensor, "*batch gates"] | Bool[Tensor, "*batch gates"]) 
         ValueError: weights neither floating point nor boolean, or without gates.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, section 4.
+
+    Example:
+        >>> load(torch.tensor([[0.7, 0.3], [1.0, 0.0]])).tolist()
+        [2.0, 1.0]
     """
     check_rows("weights", weights, allow_bool=True)
     count = weights.ne(0).reshape(-1, weights.shape[-1]).sum(0)
@@ -30,6 +34,10 @@ def importance(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, "gates"]
         ValueError: weights not floating point or without gates.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 6.
+
+    Example:
+        >>> importance(torch.tensor([[0.75, 0.25], [1.0, 0.0]])).tolist()
+        [1.75, 0.25]
     """
     check_rows("weights", weights)
     return weights.reshape(-1, weights.shape[-1]).sum(0)
@@ -48,6 +56,10 @@ def coefficient_of_variation(values: Float[Tensor, "*batch gates"]) -> Float[Ten
         ValueError: values not floating point or without gates.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, section 4 (which does not say which standard deviation).
+
+    Example:
+        >>> coefficient_of_variation(torch.tensor([1.0, 3.0]))
+        tensor(0.5000)
     """
     check_rows("values", values)
     mean = values.mean(-1, keepdim=True)
@@ -67,6 +79,10 @@ def entropy(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch"]:
         ValueError: weights not floating point or without gates.
 
     Source: Shannon 1948.
+
+    Example:
+        >>> entropy(torch.full((4,), 0.25))  # log 4
+        tensor(1.3863)
     """
     check_rows("weights", weights)
     shut = weights == 0
@@ -80,5 +96,9 @@ def effective_gates(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*b
     Args, Raises: as in `entropy`.
 
     Source: Hill 1973 (the Hill number of order 1, also called perplexity).
+
+    Example:
+        >>> effective_gates(torch.tensor([0.5, 0.5, 0.0])).round(decimals=4).item()
+        2.0
     """
     return entropy(weights).exp()

@@ -27,6 +27,10 @@ def topk_mask(scores: Float[Tensor, "*batch gates"], k: int) -> Bool[Tensor, "*b
 
     Raises:
         ValueError: k outside 1..gates; scores not floating point or without gates.
+
+    Example:
+        >>> topk_mask(torch.tensor([1.0, 3.0, 3.0, 2.0]), k=2).tolist()
+        [False, True, True, False]
     """
     check_rows("scores", scores)
     check_k(k, scores.shape[-1])
@@ -56,6 +60,10 @@ def topk_gate(
         ValueError: k out of range; `ranking` of another shape; as in `softmax_gate`.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, eqs. 3 and 5.
+
+    Example:
+        >>> topk_gate(torch.tensor([0.0, 0.0, -1.0]), k=2).tolist()
+        [0.5, 0.5, 0.0]
     """
     check_logits(logits, check_finite)
     if ranking is not None:
@@ -81,6 +89,10 @@ def softmax_topk_gate(
 
     Source: Fedus, Zoph & Shazeer 2021, arXiv 2101.03961, section 2.1 (k = 1);
         Riquelme et al. 2021, arXiv 2106.05974.
+
+    Example:
+        >>> softmax_topk_gate(torch.tensor([0.5, 0.3, 0.2]).log(), k=1)
+        tensor([0.5000, 0.0000, 0.0000])
     """
     weights = softmax_gate(logits, temperature, check_finite=check_finite)
     # Rank the logits, not the weights: rounding makes weights tie where the logits still differ.
@@ -109,6 +121,11 @@ def selection_probability(
         ValueError: k out of range, shapes that differ, s <= 0.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, appendix A.
+
+    Example:
+        >>> l = torch.tensor([1.0, 1.0])
+        >>> selection_probability(l, l, noise_std=1.0, k=1).tolist()
+        [0.5, 0.5]
     """
     check_rows("logits", logits)
     check_float("noisy_logits", noisy_logits)
@@ -136,6 +153,10 @@ def noisy_topk_gate(
     Args, Raises: as in `add_gaussian_noise` and `topk_gate`.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, eqs. 3 to 5.
+
+    Example:
+        >>> noisy_topk_gate(torch.tensor([0.0, 1.0, 2.0]), 1.0, k=1, generator=None).tolist()
+        [0.0, 0.0, 1.0]
     """
     if generator is not None:
         logits = add_gaussian_noise(logits, noise_std, generator=generator)
@@ -153,6 +174,12 @@ class NoisyTopKGate(nn.Module):
         ValueError: sizes below 1, k out of range, x of another width; in training, no generator.
 
     Source: Shazeer et al. 2017, arXiv 1701.06538, section 2.1 and appendix A.
+
+    Example:
+        >>> gate = NoisyTopKGate(features=8, gates=4, k=2)
+        >>> weights, probability = gate(torch.randn(5, 8), torch.Generator().manual_seed(0))
+        >>> weights.shape, (weights > 0).sum(1).tolist()
+        (torch.Size([5, 4]), [2, 2, 2, 2, 2])
     """
 
     def __init__(self, features: int, gates: int, k: int, *, min_noise_std: float | int = 1e-2):

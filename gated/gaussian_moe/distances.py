@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -38,12 +38,12 @@ class Distances(NamedTuple):
     error: Float[Tensor, "*models"]
 
 
-def squared_hellinger(p: GaussianMoE, q: GaussianMoE, interval: Interval, **options) -> Float[Tensor, "*models"]:
+def squared_hellinger(p: GaussianMoE, q: GaussianMoE, interval: Interval, **options: Any) -> Float[Tensor, "*models"]:
     """E_X[h^2(p, q)], between 0 and 1. See `distances`."""
     return distances(p, q, interval, **options).squared_hellinger
 
 
-def total_variation(p: GaussianMoE, q: GaussianMoE, interval: Interval, **options) -> Float[Tensor, "*models"]:
+def total_variation(p: GaussianMoE, q: GaussianMoE, interval: Interval, **options: Any) -> Float[Tensor, "*models"]:
     """E_X[V(p, q)], between 0 and 1. See `distances`."""
     return distances(p, q, interval, **options).total_variation
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -25,7 +27,7 @@ EXPECTED_FAILED_CHECKS = {
 }
 
 
-class GaussianMoERegressor(RegressorMixin, BaseEstimator):
+class GaussianMoERegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """p(y | x) = sum_i pi_i(x) N(y; a_i^T x + b_i, nu_i), fitted by maximum likelihood from several random starts.
 
     A start draws `n_experts` of the points and gives each point to the nearest of them, in (x, y) with all columns in
@@ -46,7 +48,7 @@ class GaussianMoERegressor(RegressorMixin, BaseEstimator):
         top_k: how many experts an input keeps; None keeps all.
         rank: what they are chosen by, "logit" or "slope".
         activation: what the gate's linear scores go through, a key of `gated.kernels.gmoe_em.ACTIVATIONS`.
-        temperature: whether tau is estimated; otherwise it is 1. With a homogeneous activation, such as the identity,
+        free_tau: whether tau is estimated; otherwise it is 1. With a homogeneous activation, such as the identity,
             the data say nothing about it.
         n_init: how many starts.
         max_iter: most passes over the data in one fit.
@@ -62,32 +64,33 @@ class GaussianMoERegressor(RegressorMixin, BaseEstimator):
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
     """
 
+    # scikit-learn asks that a constructor takes whatever it is given; `fit` judges it
     def __init__(
         self,
-        n_experts=2,
+        n_experts: Any = 2,
         *,
-        top_k=None,
-        rank="logit",
-        activation="identity",
-        temperature=False,
-        n_init=8,
-        max_iter=2000,
-        tol=1e-7,
-        min_variance=1e-3,
-        random_state=None,
-    ):
+        top_k: Any = None,
+        rank: Any = "logit",
+        activation: Any = "identity",
+        free_tau: Any = False,
+        n_init: Any = 8,
+        max_iter: Any = 2000,
+        tol: Any = 1e-7,
+        min_variance: Any = 1e-3,
+        random_state: Any = None,
+    ) -> None:
         self.n_experts = n_experts
         self.top_k = top_k
         self.rank = rank
         self.activation = activation
-        self.temperature = temperature
+        self.free_tau = free_tau
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
         self.min_variance = min_variance
         self.random_state = random_state
 
-    def fit(self, X, y):
+    def fit(self, X: Any, y: Any) -> GaussianMoERegressor:
         """Fits to X [samples, features] and y [samples].
 
         Raises:
@@ -124,7 +127,7 @@ class GaussianMoERegressor(RegressorMixin, BaseEstimator):
         fitted = em.fit(
             many,
             starts,
-            temperature=bool(self.temperature),
+            free_tau=bool(self.free_tau),
             tolerance=self.tol,
             max_iterations=self.max_iter,
             min_variance=self.min_variance,
@@ -141,29 +144,29 @@ class GaussianMoERegressor(RegressorMixin, BaseEstimator):
             warnings.warn(f"no convergence in max_iter={self.max_iter} passes", ConvergenceWarning, stacklevel=2)
         return self
 
-    def predict(self, X):
+    def predict(self, X: Any) -> NDArray[np.float64]:
         """E[y | x] = sum_i pi_i(x) (a_i^T x + b_i)."""
         x = self._inputs(X)
         return self.model_.mean(x).numpy()
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """The gate pi(x), [samples, n_experts]: which expert is at work. (Not a distribution of y.)"""
         x = self._inputs(X)
         return self.model_.log_gate(x).exp().numpy()
 
-    def log_density(self, X, y):
+    def log_density(self, X: Any, y: Any) -> NDArray[np.float64]:
         """log p(y | x) for each sample. `score` is the usual R^2 of `predict`."""
         check_is_fitted(self)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, reset=False)
         return self.model_.log_density(torch.tensor(X), torch.tensor(np.asarray(y, dtype=np.float64))).numpy()
 
-    def sample(self, X, random_state=None):
+    def sample(self, X: Any, random_state: Any = None) -> NDArray[np.float64]:
         """One y for each x, drawn from p(y | x)."""
         x = self._inputs(X)
         generator = torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31)))
         return self.model_.sample(x, generator).numpy()
 
-    def _inputs(self, X) -> Tensor:
+    def _inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
         return torch.tensor(validate_data(self, X, dtype=np.float64, reset=False))
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -76,7 +76,7 @@ def fisher_information(
     model: GaussianMoE,
     interval: Interval | Float[Tensor, "n dim"],
     *,
-    temperature: bool = True,
+    free_tau: bool = True,
     points: int = 135,
 ) -> Fisher:
     """I(theta) at the model's parameters, by quadrature in x and y with exact scores.
@@ -86,7 +86,7 @@ def fisher_information(
 
     Args:
         interval: X is uniform on (low, high); or inputs [n, dim] to average over.
-        temperature: whether tau is a parameter.
+        free_tau: whether tau is a parameter.
         points: midpoints in x; the rule is evaluated on three times as many, and extrapolated from both.
 
     Raises:
@@ -101,12 +101,12 @@ def fisher_information(
         else:
             x, fine, coarse = nodes(single, interval, points)
             weight = (9 * fine - coarse) / 8  # removes the term h^2 of the midpoint rule's error
-        matrices.append(_information(single, x, weight, temperature))
+        matrices.append(_information(single, x, weight, free_tau))
     matrix = torch.stack(matrices).reshape(*model.models, *matrices[0].shape)
-    return Fisher(matrix.to(model.tau.dtype), _names(model, temperature))
+    return Fisher(matrix.to(model.tau.dtype), _names(model, free_tau))
 
 
-def _information(model: GaussianMoE, x: Tensor, weight: Tensor, temperature: bool) -> Tensor:
+def _information(model: GaussianMoE, x: Tensor, weight: Tensor, free_tau: bool) -> Tensor:
     deviation = model.variance.sqrt()
     means = model.means(x)
     low, high = (means - REACH * deviation).amin(-1), (means + REACH * deviation).amax(-1)
@@ -116,7 +116,7 @@ def _information(model: GaussianMoE, x: Tensor, weight: Tensor, temperature: boo
     for start in range(0, len(x), rows):
         some = slice(start, start + rows)
         y = low[some, None] + (high - low)[some, None] * torch.linspace(0, 1, count, dtype=x.dtype, device=x.device)
-        log_density, score = density_and_score(model, x[some], y, temperature)
+        log_density, score = density_and_score(model, x[some], y, free_tau)
         mass = (weight * (high - low) / (count - 1))[some, None] * log_density.exp()
         score = score.flatten(0, 1)
         total = total + score.mT @ (mass.flatten()[:, None] * score)
@@ -125,7 +125,7 @@ def _information(model: GaussianMoE, x: Tensor, weight: Tensor, temperature: boo
 
 
 def density_and_score(
-    model: GaussianMoE, x: Float[Tensor, "n dim"], y: Float[Tensor, "n m"], temperature: bool = True
+    model: GaussianMoE, x: Float[Tensor, "n dim"], y: Float[Tensor, "n m"], free_tau: bool = True
 ) -> tuple[Float[Tensor, "n m"], Float[Tensor, "n m parameters"]]:
     """log p(y | x) of one model at m outputs for each input, and its derivatives in the order of `Fisher.names`."""
     activation = ACTIVATIONS[model.gate.activation]
@@ -140,7 +140,7 @@ def density_and_score(
     parts = []
     for i in range(model.num_experts - 1):
         parts += [excess[..., i, None] / model.tau, excess[..., i, None] * slope[:, None, i]]
-    if temperature:
+    if free_tau:
         logits = (activation.value(z) + model.beta0) / model.tau
         parts.append(-(excess * logits[:, None]).sum(-1, keepdim=True) / model.tau)
     pull = r * error / model.variance
@@ -149,14 +149,14 @@ def density_and_score(
     return log_density, torch.cat(parts, -1)
 
 
-def _names(model: GaussianMoE, temperature: bool) -> tuple[str, ...]:
+def _names(model: GaussianMoE, free_tau: bool) -> tuple[str, ...]:
     axes = [f"[{u}]" for u in range(model.dim)] if model.dim > 1 else [""]
     experts = range(1, model.num_experts + 1)
     gate = [name for i in experts[:-1] for name in (f"beta0_{i}", *(f"beta1_{i}{u}" for u in axes))]
     experts_names = [f"a_{i}{u}" for i in experts for u in axes]
     return (
         *gate,
-        *(["tau"] if temperature else []),
+        *(["tau"] if free_tau else []),
         *experts_names,
         *(f"b_{i}" for i in experts),
         *(f"variance_{i}" for i in experts),
@@ -192,7 +192,11 @@ def ray_log_likelihood(
 
 
 def profile_log_likelihood(
-    model: GaussianMoE, x: Float[Tensor, "n dim"], y: Float[Tensor, " n"], scales: Float[Tensor, " scales"], **options
+    model: GaussianMoE,
+    x: Float[Tensor, "n dim"],
+    y: Float[Tensor, " n"],
+    scales: Float[Tensor, " scales"],
+    **options: Any,
 ) -> Float[Tensor, " scales"]:
     """The largest log-likelihood at each temperature c tau: all other parameters are fitted anew.
 
@@ -202,7 +206,7 @@ def profile_log_likelihood(
     copies = len(scales)
     offsets = torch.arange(copies + 1, device=x.device) * len(x)
     points = Points.pack(x.repeat(copies, 1), y.repeat(copies), offsets)
-    return fit(points, ray(model, scales), temperature=False, **options).log_likelihood
+    return fit(points, ray(model, scales), free_tau=False, **options).log_likelihood
 
 
 class Homogeneity(NamedTuple):

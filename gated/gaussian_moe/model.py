@@ -23,12 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gated.gates._validation import check_choice
 from gated.kernels.gmoe_em.activations import ACTIVATIONS, ActivationName
 
 Rank = Literal["slope", "logit"]
@@ -45,6 +46,10 @@ class Gate:
 
     Raises:
         ValueError: top_k below 1, an unknown rank or activation.
+
+    Example:
+        >>> Gate(top_k=1).top_k
+        1
     """
 
     top_k: int | None = None
@@ -56,10 +61,8 @@ class Gate:
             isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1
         ):
             raise ValueError(f"top_k must be None or an integer of at least 1; got {self.top_k!r}")
-        if self.rank not in get_args(Rank):
-            raise ValueError(f"rank must be one of {get_args(Rank)}; got {self.rank!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}; got {self.activation!r}")
+        check_choice("rank", self.rank, get_args(Rank))
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class GaussianMoE:
         """`function` of every parameter tensor: a device, a dtype, an index into the leading axes."""
         return GaussianMoE(**{name: function(tensor) for name, tensor in self.tensors().items()}, gate=self.gate)
 
-    def __getitem__(self, index) -> GaussianMoE:
+    def __getitem__(self, index: Any) -> GaussianMoE:
         """The models at `index` of the leading axes."""
         return self.map(lambda tensor: tensor[index])
 
@@ -143,10 +146,10 @@ class GaussianMoE:
     def with_gate(self, gate: Gate) -> GaussianMoE:
         return replace(self, gate=gate)
 
-    def free_parameters(self, *, temperature: bool = False) -> int:
+    def free_parameters(self, *, free_tau: bool = False) -> int:
         """How many numbers a fit estimates: gates of all but the last expert, all experts, and tau if it is free."""
         k, d = self.num_experts, self.dim
-        return (k - 1) * (1 + d) + k * (d + 2) + temperature
+        return (k - 1) * (1 + d) + k * (d + 2) + free_tau
 
     # The gate --------------------------------------------------------------------------------------------------------
 

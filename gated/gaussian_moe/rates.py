@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_choice
+
 Statistic = Literal["mean", "median", "geometric", "rms"]
 
 
@@ -59,8 +61,7 @@ def rate(
         raise ValueError(f"sizes must be at least two different numbers above 0; got {n.tolist()}")
     if values.ndim != 2 or len(values) != len(n) or values.shape[1] < 2:
         raise ValueError(f"values must be [{len(n)} sizes, at least 2 replicates]; got {tuple(values.shape)}")
-    if statistic not in get_args(Statistic):
-        raise ValueError(f"statistic must be one of {get_args(Statistic)}; got {statistic!r}")
+    check_choice("statistic", statistic, get_args(Statistic))
     if not 0 < level < 1 or resamples < 10:
         raise ValueError(f"level must be in (0, 1) and resamples at least 10; got {level} and {resamples}")
     v = values.detach().to("cpu", torch.float64)

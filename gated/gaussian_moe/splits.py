@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_choice
 from gated.gaussian_moe.model import Gate, GaussianMoE
 
 Parameter = Literal["beta1", "a", "b", "variance"]
@@ -47,8 +48,7 @@ def split(
         ValueError: many models, an expert that is not there, an unknown parameter, compensation of another one than b,
             a delta that leaves no variance.
     """
-    if parameter not in get_args(Parameter):
-        raise ValueError(f"parameter must be one of {get_args(Parameter)}; got {parameter!r}")
+    check_choice("parameter", parameter, get_args(Parameter))
     if compensate and parameter != "b":
         raise ValueError(f'compensate is for the parameter "b"; got {parameter!r}')
     d = torch.as_tensor(delta, dtype=model.tau.dtype, device=model.tau.device)

@@ -137,7 +137,7 @@ def _scatter(model: GaussianMoE, scale: float | int, ray: float | int, generator
         if not 0 <= number < math.inf:
             raise ValueError(f"{name} must be at least 0; got {number}")
 
-    def normal(like: Tensor) -> Float[Tensor, ...]:
+    def normal(like: Tensor) -> Tensor:
         noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device)
         return noise.to(like.device)
 

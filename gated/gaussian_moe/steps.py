@@ -24,6 +24,11 @@ RIDGE_TEMPERATURE = 1e-6  # where tau is estimated: the Gram matrix may be singu
 Rows = Float[Tensor, "datasets numbers"]
 
 
+def for_kernel(points: Points) -> Points:
+    """The points as `gmoe_em` takes them: a GPU's kernel computes in float32 (and adds up in float64)."""
+    return points._replace(x=points.x.float(), y=points.y.float()) if points.x.is_cuda else points
+
+
 class Layout(NamedTuple):
     """What a row holds."""
 
@@ -59,7 +64,7 @@ class Layout(NamedTuple):
         self,
         start: Rows,
         floor: Float[Tensor, " datasets"],
-        temperature: bool,
+        free_tau: bool,
         max_slope: float | int,
         min_tau: float | int,
         max_bias: float | int = math.inf,
@@ -77,14 +82,14 @@ class Layout(NamedTuple):
         low[:, gate - 1], low[:, -self.k :] = min_tau, floor.log()[:, None]
         if self.k == 1 or self.gate.top_k == 1:
             low[:, :gate], high[:, :gate] = start[:, :gate], start[:, :gate]
-        elif not temperature:
+        elif not free_tau:
             low[:, gate - 1], high[:, gate - 1] = start[:, gate - 1], start[:, gate - 1]
         return low, high
 
     def statistics(self, points: Points, theta: Rows, compiled: bool) -> Statistics:
         gate = self.gate
         return gmoe_em(
-            points,
+            for_kernel(points),
             **self.unpack(theta).tensors(),
             top_k=gate.top_k,
             rank=gate.rank,
@@ -119,7 +124,7 @@ class Step(NamedTuple):
         return torch.cat([gate, experts.flatten(1), log_variance], 1) * self.free
 
 
-def step_from(s: Statistics, layout: Layout, theta: Rows, bounds: tuple[Rows, Rows], temperature: bool) -> Step:
+def step_from(s: Statistics, layout: Layout, theta: Rows, bounds: tuple[Rows, Rows], free_tau: bool) -> Step:
     """EM's step from the statistics at theta.
 
     Experts: weighted least squares on the residuals, (delta b, delta a) = moment^-1 cross, and with the new lines
@@ -136,7 +141,7 @@ def step_from(s: Statistics, layout: Layout, theta: Rows, bounds: tuple[Rows, Ro
 
     squares = s.moment.diagonal(dim1=-2, dim2=-1)
     n = total.sum(1, keepdim=True)
-    if temperature:  # the same in all directions: the step then is orthogonal to any that the likelihood does not see
+    if free_tau:  # the same in all directions: the step then is orthogonal to any that the likelihood does not see
         ridge = RIDGE_TEMPERATURE * n.expand(-1, gate_size)
     else:
         ridge = RIDGE * torch.cat([squares.sum(1).repeat(1, k - 1), n], 1)

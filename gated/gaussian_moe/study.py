@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_choice
 from gated.gaussian_moe import measures, truths
 from gated.gaussian_moe.em import Fit, Polish, fit
 from gated.gaussian_moe.measures import Data, Measured, Outcome
@@ -136,7 +137,7 @@ class Regime:
     measure: Callable[..., Measured]  # of an `Outcome`
     start: Start = _near
     gate: Gate | None = None  # the fitted form; None is the truth's
-    temperature: bool = False  # whether tau is estimated
+    free_tau: bool = False  # whether tau is estimated
     polish: Polish | None = None
     max_iterations: int = 2000
     max_bias: float = math.inf
@@ -156,11 +157,11 @@ REGIMES: dict[str, Regime] = {
     "top1": Regime("top1", measures.top1),
     "fixed": Regime("identity", measures.known_temperature),
     "ratio": Regime("identity", measures.ratios, _by_tau),
-    "identity": Regime("identity", measures.free_temperature, _along_the_ray, temperature=True),
-    "tanh": Regime("tanh", measures.free_temperature, _along_the_ray, temperature=True),
+    "identity": Regime("identity", measures.free_temperature, _along_the_ray, free_tau=True),
+    "tanh": Regime("tanh", measures.free_temperature, _along_the_ray, free_tau=True),
     "tanh_fixed": Regime("tanh", measures.known_temperature),
-    "relu": Regime("relu", measures.free_temperature, _along_the_ray, temperature=True),
-    "sigmoid": Regime("sigmoid", measures.free_temperature, _along_the_ray, temperature=True),
+    "relu": Regime("relu", measures.free_temperature, _along_the_ray, free_tau=True),
+    "sigmoid": Regime("sigmoid", measures.free_temperature, _along_the_ray, free_tau=True),
 }
 
 
@@ -175,8 +176,7 @@ def shard(regime: str, n: int, first: int, last: int) -> Values:
     Raises:
         ValueError: a regime that is not in `REGIMES`, n below 50, an empty range of replicates.
     """
-    if regime not in REGIMES:
-        raise ValueError(f"regime must be one of {tuple(REGIMES)}; got {regime!r}")
+    check_choice("regime", regime, REGIMES)
     if n < 50 or not 0 <= first < last:
         raise ValueError(f"n must be at least 50 and 0 <= first < last; got n={n}, first={first}, last={last}")
     this = REGIMES[regime]
@@ -204,7 +204,7 @@ def _outcome(this: Regime, n: int, replicates: Iterable[int], drawn: list[Data])
         found = fit(
             points,
             start,
-            temperature=this.temperature,
+            free_tau=this.free_tau,
             max_slope=MAX_SLOPE,
             max_bias=this.max_bias,
             polish=this.polish,

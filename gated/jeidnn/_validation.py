@@ -1,24 +1,11 @@
 """What exits, gates and their training check. Each message names the argument, what came, and what would do."""
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-
-def check_number(
-    name: str, value: float | int, low: float | int, high: float | int = math.inf, *, open_low: bool = False
-) -> None:
-    """A finite number in [low, high], or in (low, high] with `open_low`."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value > high or value < low or (open_low and value == low):
-        raise ValueError(f"{name} must be a number in {'(' if open_low else '['}{low}, {high}], got {value!r}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+from gated.gates._validation import check_number as check_number
 
 
 def check_gates(gates: Tensor) -> None:

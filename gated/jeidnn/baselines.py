@@ -36,7 +36,15 @@ def tally(exit: Int64[Tensor, "batch"], correct: Bool[Tensor, "batch exits"], co
 def threshold_exit(
     scores: Float[Tensor, "batch gates"], threshold: float | int | Float[Tensor, "gates"]
 ) -> Int64[Tensor, "batch"]:
-    """The first exit whose score (see `score`) reaches its threshold, one for all or one each; else the last."""
+    """The first exit whose score (see `score`) reaches its threshold, one for all or one each; else the last.
+
+    Raises:
+        ValueError: thresholds of another shape.
+
+    Example:
+        >>> threshold_exit(torch.tensor([[0.2, 0.9], [0.1, 0.3]]), threshold=0.5).tolist()
+        [1, 2]
+    """
     check_rows("scores", scores, 2)
     threshold = torch.as_tensor(threshold, device=scores.device)
     if threshold.ndim and threshold.shape != scores.shape[1:]:
@@ -48,6 +56,10 @@ def geometric_quotas(exits: int, ratio: float | int) -> Float[Tensor, "exits"]:
     """q_k in proportion to ratio^k, sum 1: the shares that shall leave at each exit. 1 is uniform, large is late.
 
     Source: Huang et al. 2018, arXiv 1703.09844 (MSDNet).
+
+    Example:
+        >>> geometric_quotas(2, ratio=3.0).tolist()
+        [0.25, 0.75]
     """
     check_number("ratio", ratio, 0, open_low=True)
     # through a softmax, so that no power overflows
@@ -58,6 +70,9 @@ def quota_thresholds(scores: Float[Tensor, "batch gates"], quotas: Float[Tensor,
     """T_k, the floor(n q_k)-th largest score among the samples that have not left: about n q_k leave at exit k.
 
     Infinity where that number is 0, so that nobody leaves.
+
+    Raises:
+        ValueError: quotas that are not one an exit or do not sum to 1.
 
     Source: Huang et al. 2018, arXiv 1703.09844.
     """
@@ -80,6 +95,10 @@ def patience_exit(guess: Int64[Tensor, "batch exits"], patience: int) -> Int64[T
     """The first exit at which `patience` exits in a row have given the same class; else the last. 1 is the first.
 
     Source: Zhou et al. 2020, arXiv 2006.04152.
+
+    Example:
+        >>> patience_exit(torch.tensor([[1, 2, 2, 0]]), patience=2).tolist()
+        [2]
     """
     check_sizes(patience=patience)
     agree = torch.ones_like(guess[:, :-1], dtype=torch.bool)
@@ -90,14 +109,27 @@ def patience_exit(guess: Int64[Tensor, "batch exits"], patience: int) -> Int64[T
 
 
 def random_exit_accuracy(accuracy: Float[Tensor, "exits"], rates: Float[Tensor, "exits"]) -> float:
-    """sum_l pi_l acc_l: exits drawn with a method's own rates pi, blind to the sample. Its cost is the method's."""
+    """sum_l pi_l acc_l: exits drawn with a method's own rates pi, blind to the sample. Its cost is the method's.
+
+    Raises:
+        ValueError: rates that are not one an exit or do not sum to 1.
+
+    Example:
+        >>> random_exit_accuracy(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.5]))
+        0.75
+    """
     if accuracy.shape != rates.shape or (rates < 0).any() or abs(float(rates.sum()) - 1) > 1e-6:
         raise ValueError(f"rates must be {len(accuracy)} shares that sum to 1, got {rates.tolist()}")
     return float(accuracy.double() @ rates.double())
 
 
 def oracle_exit(correct: Bool[Tensor, "batch exits"]) -> Int64[Tensor, "batch"]:
-    """The first exit that is right, and the cheapest where none is: no rule is more accurate, none as cheap at that."""
+    """The first exit that is right, and the cheapest where none is: no rule is more accurate, none as cheap at that.
+
+    Example:
+        >>> oracle_exit(torch.tensor([[False, True, True], [False, False, False]])).tolist()
+        [1, 0]
+    """
     first = first_true(correct)
     return first.masked_fill(first == correct.shape[1], 0)
 
@@ -106,6 +138,9 @@ def concave_hull(costs: Sequence[float] | Tensor, values: Sequence[float] | Tens
     """Corners of the least concave curve over the points: what the best random mixture of two of them reaches.
 
     Starts at the cheapest point and ends at the best one; float64, costs rising.
+
+    Args:
+        costs, values: the points, in any order.
     """
     x, y = points(costs, values)
     corners: list[int] = []
@@ -125,6 +160,13 @@ def at_cost(costs: Sequence[float] | Tensor, values: Sequence[float] | Tensor, c
     """The value of a curve at `cost`, between its points by a straight line: what mixing two of its rules would give.
 
     Of points of equal cost the best counts. Raises ValueError outside the curve: it says nothing there.
+
+    Args:
+        costs, values: the curve's points.
+
+    Example:
+        >>> at_cost([0.0, 1.0], [0.0, 2.0], cost=0.5)
+        1.0
     """
     x, y = points(costs, values)
     check_number("cost", cost, float(x[0]), float(x[-1]))

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.gates._validation import check_sizes
-from gated.jeidnn._validation import check_choice, check_classes, check_exits, check_number, check_rows
+from gated.gates._validation import check_choice, check_sizes
+from gated.jeidnn._validation import check_classes, check_exits, check_number, check_rows
 
 Variant = Literal["general", "gated-all", "strict"]
 
@@ -166,7 +166,11 @@ def conformal_thresholds(
 def conformal_sets(
     probabilities: Float[Tensor, "batch classes"], thresholds: Float[Tensor, "batch"]
 ) -> Bool[Tensor, "batch classes"]:
-    """Classes k with 1 - p_k <= q, each sample with the q of the exit that it took; may be empty, or all."""
+    """Classes k with 1 - p_k <= q, each sample with the q of the exit that it took; may be empty, or all.
+
+    Raises:
+        ValueError: not one threshold a sample, or NaN.
+    """
     check_rows("probabilities", probabilities, 2)
     if thresholds.shape != probabilities.shape[:1] or thresholds.isnan().any():
         raise ValueError(f"thresholds must have shape ({len(probabilities)},), no NaN; got {tuple(thresholds.shape)}")

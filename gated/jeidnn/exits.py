@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.jeidnn._validation import check_choice, check_costs, check_gates, check_rows
+from gated.gates._validation import check_choice
+from gated.jeidnn._validation import check_costs, check_gates, check_rows
 
 Causal = Literal["clip", "stick", "cdf"]
 Rule = Literal["conditional", "median"]
@@ -42,6 +43,10 @@ def exit_distribution(
 
     Raises:
         ValueError: gates outside [0, 1], NaN, or none; an unknown composition.
+
+    Example:
+        >>> exit_distribution(torch.tensor([0.5, 0.25])).tolist()
+        [0.5, 0.25, 0.25]
     """
     check_choice("composition", composition, get_args(Causal))
     check_gates(gates)
@@ -53,7 +58,12 @@ def exit_distribution(
 
 
 def remaining_mass(p: Float[Tensor, "*batch exits"]) -> Float[Tensor, "*batch exits"]:
-    """m_l = 1 - sum_{j<l} p_j, at least 0; m_0 = 1."""
+    """m_l = 1 - sum_{j<l} p_j, at least 0; m_0 = 1.
+
+    Example:
+        >>> remaining_mass(torch.tensor([0.5, 0.25, 0.25])).tolist()
+        [1.0, 0.5, 0.25]
+    """
     check_rows("p", p, p.ndim)
     return (1 - torch.cat([torch.zeros_like(p[..., :1]), p[..., :-1].cumsum(-1)], -1)).clamp(min=0)
 
@@ -62,6 +72,10 @@ def conditional_gates(p: Float[Tensor, "*batch exits"]) -> Float[Tensor, "*batch
     """h_l = p_l / m_l, the probability of leaving at l for who has come this far; 1 once the mass m_l is spent.
 
     p_l = h_l prod_{j<l} (1 - h_j), and h = 1 at the last exit.
+
+    Example:
+        >>> conditional_gates(torch.tensor([0.5, 0.25, 0.25])).tolist()
+        [0.5, 0.5, 1.0]
     """
     mass = remaining_mass(p)
     spent = mass < tolerance(p.dtype)
@@ -86,6 +100,10 @@ def hard_exit(p: Float[Tensor, "*batch exits"], rule: Rule = "conditional") -> I
 
     Raises:
         ValueError: p not finite, an unknown rule.
+
+    Example:
+        >>> hard_exit(torch.tensor([0.25, 0.5, 0.25])).item()
+        1
     """
     check_choice("rule", rule, get_args(Rule))
     stop = leaves(p, remaining_mass(p), rule)
@@ -100,7 +118,12 @@ def first_true(stop: Bool[Tensor, "*batch gates"]) -> Int64[Tensor, "*batch"]:
 
 
 def expected_cost(p: Float[Tensor, "*batch exits"], costs: Float[Tensor, "exits"]) -> Float[Tensor, "*batch"]:
-    """sum_l p_l c_l, with c_l all that is computed until a sample has left at l."""
+    """sum_l p_l c_l, with c_l all that is computed until a sample has left at l.
+
+    Example:
+        >>> expected_cost(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])).item()
+        0.625
+    """
     check_costs(costs, p.shape[-1])
     return p @ costs.to(p)
 
@@ -111,7 +134,13 @@ def objective(
     costs: Float[Tensor, "exits"],
     trade_off: float | int,
 ) -> Float[Tensor, "*batch"]:
-    """J = sum_l p_l (loss_l + lambda c_l), lambda = `trade_off` >= 0 in nats for one run of the full network."""
+    """J = sum_l p_l (loss_l + lambda c_l), lambda = `trade_off` >= 0 in nats for one run of the full network.
+
+    Example:
+        >>> p, losses, costs = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 1.0]])
+        >>> objective(p, losses, costs, trade_off=2.0).item()
+        2.0
+    """
     return (p * losses).sum(-1) + trade_off * expected_cost(p, costs)
 
 

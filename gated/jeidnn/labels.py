@@ -7,7 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.jeidnn._validation import check_choice, check_classes, check_costs, check_exits, check_number, check_rows
+from gated.gates._validation import check_choice
+from gated.jeidnn._validation import check_classes, check_costs, check_exits, check_number, check_rows
 
 Target = Literal["subsequent", "one-hot", "hazard"]
 Weighting = Literal["plain", "detached", "released", "unweighted"]
@@ -90,7 +91,11 @@ def gate_loss(
     targets: GateTargets,
     positive: Float[Tensor, "gates"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over samples and gates of w_l BCE(sigma(s_l), t_l), with pi_l (`positive`) times that where t_l = 1."""
+    """Mean over samples and gates of w_l BCE(sigma(s_l), t_l), with pi_l (`positive`) times that where t_l = 1.
+
+    Raises:
+        ValueError: targets of another shape.
+    """
     target, weight = (x.to(gate_logits) for x in targets)
     if target.shape != gate_logits.shape:
         raise ValueError(f"targets must have the shape {tuple(gate_logits.shape)}, got {tuple(target.shape)}")

@@ -27,6 +27,9 @@ class ResidualMLP(nn.Module):
         in_features, num_classes: of the vectors, and of the answer.
         dim, depth: width of the residual stream, number of blocks.
         hidden: width inside a block; default 2 dim.
+
+    Raises:
+        ValueError: inputs of another width or dtype; sizes below 1.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ batch; after the last one the rows go back to their places, and the backbone's c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -76,6 +76,11 @@ class ExitNetwork(nn.Module):
     Raises ValueError if the blocks do not run once each in order, or a summary is no [batch, dim].
 
     Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163.
+
+    Example:
+        >>> network = ExitNetwork(ResidualMLP(4, 3, dim=8, depth=3), torch.randn(1, 4))
+        >>> network.exits, network(torch.randn(2, 4)).shape
+        (3, torch.Size([2, 3, 3]))
     """
 
     costs: Tensor
@@ -98,7 +103,7 @@ class ExitNetwork(nn.Module):
             raise ValueError("blocks must be different modules; one stands there twice")
         self.backbone, self.frozen = backbone, frozen
         self._blocks = tuple(found)  # a tuple, because the backbone owns them
-        own: Callable[[Tensor], Tensor] = getattr(backbone, "summary", mean_over_pixels)  # type: ignore[assignment]
+        own: Callable[[Tensor], Tensor] = getattr(backbone, "summary", mean_over_pixels)
         self._summary = own if summary is None else summary
         if frozen:
             backbone.requires_grad_(False)
@@ -143,7 +148,7 @@ class ExitNetwork(nn.Module):
         """The backbone's output, with `visit(l, z)` after each block; what it returns, if anything, goes on instead."""
         seen = 0
 
-        def hook(module: nn.Module, inputs: tuple, z: Tensor) -> Tensor | None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], z: Tensor) -> Tensor | None:
             nonlocal seen
             if self._blocks[seen % self.exits] is not module or seen >= self.exits:
                 raise ValueError("blocks must run once each, in the order given, in one call of the backbone")
@@ -288,6 +293,9 @@ def transformer_exit_macs(tokens: int, dim: int, classes: int, mlp_ratio: int = 
     """Multiply-adds from one exit of a vision transformer to the next: N (4 + 2 r) d^2 + 2 N^2 d + d K + 4.
 
     N tokens of width d, MLP of width r d, K classes; the last two terms are a head on one token and a gate.
+
+    Args:
+        mlp_ratio: r.
     """
     return tokens * (4 + 2 * mlp_ratio) * dim**2 + 2 * tokens**2 * dim + dim * classes + 4
 
@@ -298,6 +306,9 @@ def released_exit_count(tokens: int, dim: int, classes: int, mlp_ratio: int = 2)
     Weights and biases of the linear layers (no bias in q, k, v) are added once; a LayerNorm counts 2.5 N d, a GELU
     4 N d_ff, the products of the attention nothing; a gate 9 K + 6. At 197 tokens the true step is 94 times as much
     for the paper's T2T-ViT-7 and 107 times for its T2T-ViT-14.
+
+    Args:
+        mlp_ratio: d_ff / d.
     """
     hidden = mlp_ratio * dim
     linear = 3 * dim**2 + dim * (dim + 1) + hidden * (dim + 1) + dim * (hidden + 1)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from gated.gates._validation import check_sizes
-from gated.jeidnn._validation import check_choice, check_rows
+from gated.gates._validation import check_choice, check_count, check_sizes
+from gated.jeidnn._validation import check_rows
 from gated.jeidnn.exits import Causal, Rule, leaves, spend
 
 Score = Literal["confidence", "entropy", "margin"]
@@ -43,6 +43,10 @@ def uncertainty(
         ValueError: logits not finite, fewer than two classes; unknown or no statistics.
 
     Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163 (what its gates see).
+
+    Example:
+        >>> uncertainty(torch.zeros(4)).tolist()[0::2]  # largest p and margin
+        [0.25, 0.0]
     """
     if not statistics:
         raise ValueError("statistics must name at least one, got none")
@@ -88,6 +92,9 @@ class UncertaintyGate(nn.Module):
         layer: width of the exit's features z if the gate shall see them too (d more parameters); 0 if not.
 
     Neither the statistics nor z carry a gradient back.
+
+    Raises:
+        ValueError: no statistics where the gate does not see the layer.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class UncertaintyGate(nn.Module):
         super().__init__()
         for name in statistics:
             check_choice("statistics", name, get_args(Statistic))
+        check_count("layer", layer, least=0)
         if not statistics and not layer:
             raise ValueError("statistics must name at least one where the gate does not see the layer")
         self.statistics, self.layer = tuple(statistics), layer
@@ -133,7 +141,19 @@ class GatePolicy:
 
 
 class ThresholdPolicy:
-    """Leave at the first exit whose score reaches its threshold: one number for all exits, or one each."""
+    """Leave at the first exit whose score reaches its threshold: one number for all exits, or one each.
+
+    Args:
+        kind: the `score` that is compared.
+
+    Raises:
+        ValueError: a threshold that is NaN or of more than one axis, an unknown kind.
+
+    Example:
+        >>> network = ExitNetwork(ResidualMLP(4, 3, dim=8, depth=3), torch.randn(1, 4))
+        >>> network.decide(torch.randn(2, 4), ThresholdPolicy(0.0)).exit.tolist()
+        [0, 0]
+    """
 
     def __init__(self, threshold: float | int | Sequence[float | int] | Tensor, kind: Score = "confidence") -> None:
         check_choice("kind", kind, get_args(Score))
@@ -161,6 +181,11 @@ class PatiencePolicy:
     The state is the last class and the length of its run.
 
     Source: Zhou et al. 2020, arXiv 2006.04152 (there the counter starts one lower).
+
+    Example:
+        >>> network = ExitNetwork(ResidualMLP(4, 3, dim=8, depth=3), torch.randn(1, 4))
+        >>> network.decide(torch.randn(2, 4), PatiencePolicy(1)).exit.tolist()
+        [0, 0]
     """
 
     def __init__(self, patience: int) -> None:
@@ -183,7 +208,16 @@ class PatiencePolicy:
 
 
 class PlanPolicy:
-    """Each sample leaves at the exit planned for it, whatever the network says: for timing, and for the oracle."""
+    """Each sample leaves at the exit planned for it, whatever the network says: for timing, and for the oracle.
+
+    Raises:
+        ValueError: a plan that is not int64 [batch], or of another batch.
+
+    Example:
+        >>> network = ExitNetwork(ResidualMLP(4, 3, dim=8, depth=3), torch.randn(1, 4))
+        >>> network.decide(torch.randn(2, 4), PlanPolicy(torch.tensor([0, 2]))).exit.tolist()
+        [0, 2]
+    """
 
     def __init__(self, plan: Int64[Tensor, "batch"]) -> None:
         if plan.ndim != 1 or plan.dtype != torch.int64 or (plan < 0).any():

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_sizes
-from gated.jeidnn._validation import check_choice, check_costs, check_number, check_rows
+from gated.gates._validation import check_choice, check_sizes
+from gated.jeidnn._validation import check_costs, check_number, check_rows
 
 
 class Stopping(NamedTuple):
@@ -36,6 +36,9 @@ def optimal_stopping(
         costs: c_l, rising.
         transitions: P_l(u, u') from exit l to l + 1, rows that sum to 1: what the gate sees is a Markov chain.
         trade_off: lambda >= 0.
+
+    Raises:
+        ValueError: transitions of another shape, negative, or with rows that do not sum to 1.
     """
     check_number("trade_off", trade_off, 0)
     check_rows("losses", losses, 2)
@@ -94,6 +97,9 @@ def accuracy_when_continuing(
         budget: in [0, 1].
         order: who goes on first. "gain": where second - first is largest, the best there is. "confidence": where
             `first` is smallest, as under a threshold. "random": anybody.
+
+    Raises:
+        ValueError: shares that are negative or do not sum to 1, a budget out of range.
     """
     check_choice("order", order, get_args(Order))
     check_number("budget", budget, 0, 1)

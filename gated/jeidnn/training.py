@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_sizes
-from gated.jeidnn._validation import check_choice, check_number
+from gated.gates._validation import check_choice, check_sizes
+from gated.jeidnn._validation import check_number
 from gated.jeidnn.exits import Causal, exit_distribution
 from gated.jeidnn.labels import (
     Target,
@@ -189,7 +189,12 @@ def gate_phase(
     positive: Float[Tensor, "gates"] | None = None,
     cost_sensitive: bool = False,
 ) -> Float[Tensor, ""]:
-    """The gates' loss on a batch: BCE to the labels argmin_l loss_l + lambda c_l. No gradient reaches the heads."""
+    """The gates' loss on a batch: BCE to the labels argmin_l loss_l + lambda c_l. No gradient reaches the heads.
+
+    Args:
+        trade_off: lambda.
+        cost_sensitive: weigh each target by its `regret`.
+    """
     with torch.no_grad():
         logits = network.exit_logits(batch)
         losses = exit_losses(logits, batch.y)

@@ -1,4 +1,4 @@
-"""Formulas as machine code, through PyTorch's Inductor, for the CPU paths that `compiled=True` asks for."""
+"""Formulas as machine code, through PyTorch's Inductor, for the CPU paths that `compiled=True` asks for. Ours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ def machine_code(
 
     graph = make_fx(formulas, tracing_mode="symbolic")(*example)
     # asserting the size of each input takes a tenth of a short call, and callers make their inputs themselves
-    patches = {"max_fusion_size": 1_000_000, "cpp.threads": 1, "size_asserts": False, "alignment_asserts": False}
+    patches: dict[str, object] = {
+        "max_fusion_size": 1_000_000,
+        "cpp.threads": 1,
+        "size_asserts": False,
+        "alignment_asserts": False,
+    }
     patches |= config
     try:
         from torch._inductor import standalone_compile

@@ -27,14 +27,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from scipy import stats
+import gated
 
+# a page takes a claim and its interval from one place
+from gated.lab.intervals import Interval
+from gated.lab.intervals import bootstrap_interval as bootstrap_interval
+from gated.lab.intervals import mean_interval as mean_interval
+from gated.lab.intervals import paired_interval as paired_interval
+from gated.lab.intervals import prediction_interval as prediction_interval
+from gated.lab.intervals import t_interval as t_interval
 from gated.lab.style import Shown, Table, interval_text, number_text
 
 MIME = "application/vnd.gated.claims+json"
-FEW = 20  # below this many values an interval of the mean comes from Student's t, not from a bootstrap
-Interval = tuple[float, float]
 Number = float | int
 
 
@@ -90,62 +94,6 @@ def all_of(*verdicts: Verdict) -> Verdict:
     if Verdict.FAILS in verdicts:
         return Verdict.FAILS
     return Verdict.HOLDS if set(verdicts) == {Verdict.HOLDS} else Verdict.UNDECIDED
-
-
-def t_interval(x: Any, level: float = 0.95) -> Interval:
-    """Student's interval of the mean: mean ± t_{n-1} s/√n. Exact for normal values, fair for a few seeds."""
-    x = _sample("x", x, 2, level)
-    half = stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
-    return float(x.mean() - half), float(x.mean() + half)
-
-
-def bootstrap_interval(
-    x: Any, level: float = 0.95, seed: int = 0, *, statistic: Callable = np.mean, resamples: int = 4000
-) -> Interval:
-    """Percentile bootstrap interval of `statistic(x, axis)`, by default the mean, from at least 20 values.
-
-    With n values the bootstrap knows a spread of only √((n-1)/n) s and no t-factor: at n = 3 or 5 a "95 %"
-    interval covers about 75 or 85 % of the time. So fewer than 20 values are refused here; `mean_interval`
-    serves them.
-    """
-    x = _sample("x", x, FEW, level)
-    found = stats.bootstrap(
-        (x,),
-        statistic,
-        confidence_level=level,
-        n_resamples=resamples,
-        method="percentile",
-        vectorized=True,
-        batch=max(1, 1_000_000 // len(x)),
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def mean_interval(x: Any, level: float = 0.95, seed: int = 0) -> Interval:
-    """Interval of the mean: `t_interval` below 20 values (seeds), else `bootstrap_interval` (examples)."""
-    x = _sample("x", x, 2, level)
-    return t_interval(x, level) if len(x) < FEW else bootstrap_interval(x, level, seed)
-
-
-def paired_interval(a: Any, b: Any, level: float = 0.95, seed: int = 0) -> Interval:
-    """`mean_interval` of the differences a - b, where a[i] and b[i] share their seed (or example).
-
-    Pairing removes what both arms share (data order, luck of the split), so it decides with fewer seeds.
-    """
-    a, b = _sample("a", a, 2, level), _sample("b", b, 2, level)
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must be paired: got {len(a)} and {len(b)} values")
-    return mean_interval(a - b, level, seed)
-
-
-def prediction_interval(x: Any, future: int = 1, level: float = 0.99) -> Interval:
-    """Where the mean of `future` further runs should fall: mean ± t_{n-1} s √(1/n + 1/future)."""
-    x = _sample("x", x, 2, level)
-    if future < 1:
-        raise ValueError(f"future must be at least 1 run, got {future}")
-    half = stats.t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) * math.sqrt(1 / len(x) + 1 / future)
-    return float(x.mean() - half), float(x.mean() + half)
 
 
 def agree(live: Number, interval: Sequence[Number]) -> None:
@@ -335,8 +283,9 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers may depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
-    for package in ("gated", "torch", "numpy"):
+    # not asked of the installation, which remembers an older one where it is editable
+    found = {"python": platform.python_version(), "gated": gated.__version__}
+    for package in ("torch", "triton", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -368,23 +317,32 @@ def _write(chapter: str, name: str, fn: Callable[..., Any], full: Mapping[str, A
     folder = _folders()[0]
     if folder.parent.name != "book":
         raise ValueError("GATED_FULL=1 writes to the repository's book/_results: run it in a checkout")
+    keep(folder / f"{chapter}.json", name, fn, full, command=f"make results-{chapter}")
+
+
+def keep(path: Path, name: str, fn: Callable[..., Any], arguments: Mapping[str, Any], *, command: str) -> Any:
+    """Runs `fn(**arguments)` and writes what it returns to the JSON file, under `name`, with what made it.
+
+    Other entries of the file stay. Returns the value.
+    """
     start = time.perf_counter()
-    value = _plain(fn(**full))
+    value = _plain(fn(**arguments))
     entry = {
-        "arguments": _plain(full),
-        "command": f"make results-{chapter}",
+        "arguments": _plain(arguments),
+        "command": command,
         "duration_s": round(time.perf_counter() - start, 1),
         "machine": machine(),
-        "seeds": _plain(full.get("seeds", full.get("seed"))),
+        "seeds": _plain(arguments.get("seeds", arguments.get("seed"))),
         "versions": versions(),
         "value": value,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = _read(folder, chapter) | {name: entry}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = _read(path.parent, path.stem) | {name: entry}
     text = json.dumps(entries, indent=1, sort_keys=True, allow_nan=False)
-    partial = folder / f".{chapter}.partial"  # an interrupted run leaves the old file whole
+    partial = path.with_name(f".{path.stem}.partial")  # an interrupted run leaves the old file whole
     partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(folder / f"{chapter}.json")
+    partial.replace(path)
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -411,17 +369,6 @@ def _interval(name: str, interval: Sequence[Number]) -> Interval:
     if not low <= high:
         raise ValueError(f"{name} must have low <= high, got ({low}, {high})")
     return low, high
-
-
-def _sample(name: str, x: Any, least: int, level: float) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    if x.ndim != 1 or len(x) < least:
-        raise ValueError(f"{name} must be one-dimensional with at least {least} values, got shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got {x[~np.isfinite(x)][0]}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-    return x
 
 
 def _six(x: float) -> float:

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from gated.commformer.worlds import Transition, World
 
+Named = dict[str, Any]  # by agent
+
 
 def parallel_env(world: World) -> Any:
     """A `pettingzoo.ParallelEnv` of the agents "agent_0", "agent_1", ... of `world`.
@@ -46,7 +48,7 @@ def parallel_env(world: World) -> Any:
     low, high = world.bounds
     names = [f"agent_{i}" for i in range(world.num_agents)]
 
-    class WorldParallelEnv(ParallelEnv):
+    class WorldParallelEnv(ParallelEnv):  # type: ignore[misc]
         metadata = {"name": type(world).__name__, "render_modes": [], "is_parallelizable": True}  # noqa: RUF012
         render_mode = None
 
@@ -64,14 +66,14 @@ def parallel_env(world: World) -> Any:
         def action_space(self, agent: str) -> Discrete:
             return self.action_spaces[agent]
 
-        def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        def reset(self, seed: int | None = None, options: Named | None = None) -> tuple[Named, Named]:
             if seed is not None:
                 self.generator.manual_seed(seed)
             self.agents = list(names)
             observation = world.reset(self.generator)
             return self._named(observation), {name: {} for name in names}
 
-        def step(self, actions: dict[str, SupportsInt]) -> tuple[dict, dict, dict, dict, dict]:
+        def step(self, actions: dict[str, SupportsInt]) -> tuple[Named, Named, Named, Named, Named]:
             if not self.agents:
                 return {}, {}, {}, {}, {}
             if set(actions) != set(names):
@@ -88,7 +90,7 @@ def parallel_env(world: World) -> Any:
                 {name: {} for name in names},
             )
 
-        def _named(self, observation: torch.Tensor) -> dict:
+        def _named(self, observation: torch.Tensor) -> Named:
             return dict(zip(names, observation[0].numpy().astype("float32"), strict=True))
 
     return WorldParallelEnv()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,8 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from gated.lab.intervals import mean_interval
 
 PALETTE = ("#0072b2", "#d55e00", "#9837ff", "#8a8d8c", "#a54d38")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)))
@@ -67,7 +69,7 @@ def rc() -> Any:
 
 
 @contextmanager
-def look():
+def look() -> Iterator[None]:
     """Within it matplotlib draws as the book does: `with style.look(): fig, ax = plt.subplots()`."""
     with mpl.rc_context(rc()):
         yield
@@ -118,6 +120,8 @@ def show(fig: Figure, alt: str) -> Picture:
         svg,
         count=1,
     )
+    # a word in a curve's colour needs more contrast than the curve: nearer to the page's text, in either theme
+    svg = re.sub(r'(<text style="[^"]*fill: )(#[0-9a-f]{6})', r"\1color-mix(in srgb, \2 65%, currentColor)", svg)
     if private := re.search("[\ue000-\uf8ff]", svg):
         raise ValueError(f"fig has a sign ({private[0]!r}) that only matplotlib's own font draws, such as \\mathcal")
     if len(svg.encode()) > MAX_SVG_BYTES:
@@ -133,8 +137,6 @@ def band(ax: Axes, x: Sequence[float | int] | Any, runs: Any, label: str, index:
 
     With one seed there is no band. `index` picks colour, dash and marker.
     """
-    from gated.lab.claims import mean_interval
-
     runs = np.atleast_2d(np.asarray(runs, dtype=float))
     if runs.shape[1] != len(x):
         raise ValueError(f"runs must be [seeds, points] with {len(x)} points as x has, got {runs.shape}")

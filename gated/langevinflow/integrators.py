@@ -24,13 +24,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_positive
+from gated.gates._validation import check_choice, check_positive
 
 Scheme = Literal["euler", "symplectic", "baoab"]
 
 
 def exact_noise(decay: float | int | Tensor, temperature: float | int = 1.0) -> float | Tensor:
-    """sigma = sqrt(T (1 - a^2)), with which friction and noise balance at temperature T. Raises ValueError if T < 0."""
+    """sigma = sqrt(T (1 - a^2)), with which friction and noise balance at temperature T. Raises ValueError if T < 0.
+
+    Args:
+        decay: a.
+
+    Example:
+        >>> exact_noise(decay=0.6, temperature=1.0)
+        0.8
+    """
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a finite number of at least 0; got {temperature}")
     if isinstance(decay, Tensor):
@@ -40,7 +48,11 @@ def exact_noise(decay: float | int | Tensor, temperature: float | int = 1.0) -> 
 
 
 def released_noise(friction: float | int) -> float:
-    """sigma = sqrt(2 gamma) as released, gamma in [0, 1] per bin: free velocities get variance 2 / (2 - gamma)."""
+    """sigma = sqrt(2 gamma) as released, gamma in [0, 1] per bin: free velocities get variance 2 / (2 - gamma).
+
+    Args:
+        friction: gamma.
+    """
     check_decay(1 - friction)
     return math.sqrt(2 * friction)
 
@@ -69,9 +81,14 @@ def langevin_step(
 
     Raises:
         ValueError: a step that is not positive, an unknown scheme.
+
+    Example:
+        >>> z, v = langevin_step(lambda z: z, torch.ones(1), torch.zeros(1), step=0.1)
+        >>> z.item() < 1, v.item() < 0  # it is pulled back
+        (True, True)
     """
     check_positive("step", step)
-    check_scheme(scheme)
+    check_choice("scheme", scheme, get_args(Scheme))
     push: float | Tensor = 0.0 if noise is None else scale * noise
     if control is not None:
         push = push + control
@@ -133,6 +150,14 @@ def step_matrix(
 
     Its determinant is the factor by which a step scales phase-space volume: a^d for "symplectic" and "baoab",
     a^d det(I + h^2 H) for "euler".
+
+    Args:
+        decay: a.
+
+    Example:
+        >>> M = step_matrix(torch.eye(1), step=0.5, decay=0.75)
+        >>> round(torch.linalg.det(M).item(), 4)
+        0.75
     """
     dim = len(hessian)
     start = torch.eye(2 * dim, dtype=hessian.dtype, device=hessian.device)
@@ -157,6 +182,10 @@ def rotates(
 
     Raises:
         ValueError: a step that is not positive, a decay outside [0, 1], an unknown scheme.
+
+    Example:
+        >>> bool(rotates(0.5, step=1.0, decay=0.45)), bool(rotates(0.1, step=1.0, decay=0.45))
+        (True, False)
     """
     x = _squared_angle(curvature, step, decay, scheme)
     trace, det = _trace_and_det(x, decay, scheme)
@@ -169,6 +198,10 @@ def largest_step(curvature: float | int, decay: float | int = 1.0, scheme: Schem
     "baoab": 2 / omega, whatever the decay a. "symplectic": sqrt(2 (1 + a) / a) / omega, at a = 1 the same. "euler":
     sqrt((1 - a) / a) / omega, which is 0 without friction: the explicit step then gains energy for every h. With
     lambda < 0 there is nothing to lose: the particle runs away at every step, as it does in continuous time.
+
+    Example:
+        >>> largest_step(curvature=4.0)
+        1.0
     """
     _squared_angle(curvature, 1.0, decay, scheme)
     if curvature <= 0:
@@ -185,6 +218,9 @@ def check_step(
     """Raises ValueError, with the bound of `largest_step`, if a mode of the symmetric Hessian outruns the step.
 
     Where U is not quadratic this looks at one point only.
+
+    Args:
+        decay, scheme: a and the integrator, as in `simulate`.
     """
     check_positive("step", step)
     if not bool(hessian.isfinite().all()):
@@ -204,16 +240,11 @@ def check_decay(decay: float | int) -> None:
         raise ValueError(f"decay must lie in [0, 1], and so must the friction 1 - decay; got decay {decay}")
 
 
-def check_scheme(scheme: str) -> None:
-    if scheme not in get_args(Scheme):
-        raise ValueError(f"scheme must be one of {get_args(Scheme)}; got {scheme!r}")
-
-
 def _squared_angle(curvature: float | int | Tensor, step: float | int, decay: float | int, scheme: str) -> Tensor:
     """h^2 lambda, which all that is scale-free depends on."""
     check_positive("step", step)
     check_decay(decay)
-    check_scheme(scheme)
+    check_choice("scheme", scheme, get_args(Scheme))
     return step**2 * (curvature if isinstance(curvature, Tensor) else torch.tensor(float(curvature)))
 
 

@@ -24,6 +24,11 @@ def bits_per_spike(rates: Float[Tensor, "trials bins neurons"], spikes: Float[Te
             that are negative or infinite.
 
     Source: Pei et al. 2021, "Neural Latents Benchmark '21" (arXiv 2109.04463).
+
+    Example:
+        >>> spikes = torch.tensor([[[1.0], [3.0]]])
+        >>> round(bits_per_spike(torch.full_like(spikes, 2.0), spikes), 6)  # no better than the mean
+        0.0
     """
     check_same_shape("rates", rates, "spikes", spikes)
     there = ~spikes.isnan()

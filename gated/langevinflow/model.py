@@ -25,10 +25,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_positive, check_sizes
+from gated.gates._validation import check_choice, check_positive, check_sizes
 from gated.kernels.langevin_scan import langevin_scan
+from gated.langevinflow._validation import check_generator, check_input, check_rate, check_task
 from gated.langevinflow.integrators import check_step, exact_noise, released_noise
-from gated.langevinflow.objective import check_counts, gaussian_kl, girsanov_kl, released_kl
+from gated.langevinflow.objective import gaussian_kl, girsanov_kl, released_kl
 from gated.langevinflow.potentials import ConvPotential, LatticePotential, stiffness_of_periods
 
 Mode = Literal["released", "corrected", "controlled"]
@@ -78,7 +79,7 @@ class Encoder(nn.Module):
     def __init__(self, observed: int, dim: int, *, source: EncoderInput = "current", rate: float | int = 0.05) -> None:
         super().__init__()
         check_sizes(observed=observed, dim=dim)
-        check_choice("encoder_input", source, EncoderInput)
+        check_choice("source", source, get_args(EncoderInput))
         check_rate(rate)
         self.observed, self.dim, self.source, self.rate = observed, dim, source, rate
         self.cell = nn.GRUCell(observed, dim)
@@ -114,6 +115,9 @@ class PostNormLayer(nn.Module):
         dim, heads, hidden: widths; dim a multiple of heads.
         rate: of the dropout.
         fixup: multiply three of the first matrices (attention's output, W_1, W_2) by .67 * 3^(-1/4), as released.
+
+    Raises:
+        ValueError: a width that the heads do not divide.
     """
 
     def __init__(self, dim: int, heads: int, hidden: int, *, rate: float | int = 0.0, fixup: bool = False) -> None:
@@ -150,7 +154,15 @@ class PostNormLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Log rates from the states of all bins: `depth` post-norm layers, then a linear map. Depth 0 reads bins alone."""
+    """Log rates from the states of all bins: `depth` post-norm layers, then a linear map. Depth 0 reads bins alone.
+
+    Args:
+        neurons: how many rates a bin has.
+        rate, fixup: as in `PostNormLayer`.
+
+    Raises:
+        ValueError: a negative depth; as in `PostNormLayer`.
+    """
 
     def __init__(
         self,
@@ -230,18 +242,22 @@ class LangevinFlow(nn.Module):
     ) -> None:
         super().__init__()
         check_task(observed, neurons, bins)
-        check_choice("mode", mode, Mode)
+        check_choice("mode", mode, get_args(Mode))
         released = mode == "released"
         if kl not in ("proper", "released") or (kl == "released" and not released):
             raise ValueError(f"kl must be 'proper', or 'released' in mode 'released'; got {kl!r} in mode {mode!r}")
         if released and (learned_friction or quartic is not None):
             raise ValueError("learned_friction and quartic must be left out in mode 'released'")
+        check_choice("ablation", ablation, (None, *get_args(Ablation)))
+        for period in periods:
+            check_positive("periods", period)
         self.bins, self.mode, self.kl, self.ablation = bins, mode, kl, ablation
         self.step = (0.01 if released else 1.0) if step is None else step
         self.friction = (0.55 if released else 0.1) if friction is None else friction
         check_positive("step", self.step)
         if not 0 < self.friction < 1:
             raise ValueError(f"friction must lie in (0, 1); got {self.friction}")
+        check_choice("encoder_input", encoder_input, get_args(EncoderInput))
         self.encoder = Encoder(observed, dim, source=encoder_input, rate=rate)
         self.start = nn.ModuleDict({name: nn.Linear(dim, dim) for name in ("z", "z_log", "v", "v_log")})
         self.potential: ConvPotential | LatticePotential = (
@@ -377,7 +393,7 @@ class LangevinFlow(nn.Module):
 
     def _ablated(self, z: Tensor, v: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         if self.ablation is not None:
-            check_choice("ablation", self.ablation, Ablation)
+            check_choice("ablation", self.ablation, get_args(Ablation))
         if self.ablation == "zero":
             return torch.zeros_like(z), torch.zeros_like(v)
         if self.ablation == "noise":
@@ -391,33 +407,3 @@ class LangevinFlow(nn.Module):
             by = 1 if generator is None else int(torch.randint(1, len(z), (), generator=generator))
             return z.roll(by, 0), v.roll(by, 0)
         return z, v
-
-
-def check_task(observed: int, neurons: int, bins: int) -> None:
-    check_sizes(observed=observed, neurons=neurons, bins=bins)
-    if neurons < observed:
-        raise ValueError(f"neurons must be at least observed={observed}, which come first; got {neurons}")
-
-
-def check_input(spikes: Tensor, observed: int, bins: int) -> None:
-    if spikes.ndim != 3 or 0 in spikes.shape or spikes.shape[2] != observed or spikes.shape[1] > bins:
-        raise ValueError(
-            f"spikes must have shape [trials, observed bins, {observed}], not empty, with at most {bins} bins; got "
-            f"{tuple(spikes.shape)}"
-        )
-    check_counts("spikes", spikes)
-
-
-def check_generator(model: nn.Module, generator: torch.Generator | None) -> None:
-    if model.training and generator is None:
-        raise ValueError("generator must be given in training, for dropout and noise; got None")
-
-
-def check_rate(rate: float | int) -> None:
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate of dropout must lie in [0, 1); got {rate}")
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {get_args(choices)}; got {value!r}")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import holds_anywhere
+from gated.gates._validation import check_choice, holds_anywhere
 
 ScoreRule = Literal["original", "released"]
 
@@ -35,6 +35,11 @@ def coordinated_dropout(
 
     Source: Keshtkaran and Pandarinath 2019, "Enabling hyperparameter optimization in sequential autoencoders for
     spiking neural data".
+
+    Example:
+        >>> dropped = coordinated_dropout(torch.ones(2, 5, 3), 0.5, torch.Generator().manual_seed(0))
+        >>> set(dropped.spikes.unique().tolist()) <= {0.0, 2.0}
+        True
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must lie in (0, 1], the share of counts that is shown; got {keep}")
@@ -49,6 +54,9 @@ def scored(
 
     "original": those that were hidden, a share 1 - c, so that nothing can be copied. "released": the hidden ones and
     each visible one with probability 1 - c: a share 1 - c^2, and c (1 - c) of all counts are both seen and scored.
+
+    Args:
+        keep: c, the share of counts that stay visible.
     """
     check_rule(rule)
     if rule == "original":
@@ -63,6 +71,10 @@ def poisson_nll(
 
     Raises:
         ValueError: log rates that are not finite, counts that are negative or not finite.
+
+    Example:
+        >>> poisson_nll(torch.zeros(1), torch.ones(1)).item()  # rate 1, one spike
+        1.0
     """
     check_counts("counts", counts)
     if holds_anywhere(~log_rates.isfinite()):
@@ -77,7 +89,12 @@ def gaussian_kl(
     prior_mean: float | int | Float[Tensor, "*batch dim"] = 0.0,
     prior_log_variance: float | int | Float[Tensor, "*batch dim"] = 0.0,
 ) -> Float[Tensor, "*batch"]:
-    """KL(N(m, e^l) || N(m_0, e^l_0)) = 1/2 sum [l_0 - l - 1 + e^(l - l_0) + (m - m_0)^2 / e^l_0]."""
+    """KL(N(m, e^l) || N(m_0, e^l_0)) = 1/2 sum [l_0 - l - 1 + e^(l - l_0) + (m - m_0)^2 / e^l_0].
+
+    Example:
+        >>> gaussian_kl(torch.tensor([2.0]), torch.zeros(1)).item()
+        2.0
+    """
     apart = prior_log_variance - log_variance
     distance = (mean - prior_mean) ** 2 * _exp(-prior_log_variance)
     return (apart - 1 + torch.exp(-apart) + distance).sum(-1) / 2
@@ -88,6 +105,13 @@ def girsanov_kl(push: Float[Tensor, "*batch dim"], scale: float | int | Tensor) 
 
     Summed over steps it is the divergence of the pushed paths from the free ones. The push is what the posterior adds
     to the mean of v; what both share (force, leak, noise) cancels.
+
+    Raises:
+        ValueError: a scale that is not positive.
+
+    Example:
+        >>> girsanov_kl(torch.tensor([2.0]), scale=1.0).item()
+        2.0
     """
     if not isinstance(scale, Tensor) and not scale > 0:
         raise ValueError(f"scale must be positive, or a push has infinite cost; got {scale}")
@@ -102,13 +126,21 @@ def released_kl(
     It compares N(v, e^(2 gamma)) with N(0, .1) for the sampled v: 2 gamma is a variance that stands where a log
     variance belongs. Only 5 v^2 has a gradient. The constant is 12.820 for each step and dimension at gamma = .55;
     with ln(2 gamma) (`proper_constant`) it is 3.801.
+
+    Args:
+        friction: gamma.
     """
     log_variance = math.log(2 * friction) if proper_constant else 2 * friction
     return gaussian_kl(velocity, torch.full_like(velocity, log_variance), 0.0, math.log(0.1)).sum(-1)
 
 
 def released_beta(bins: int, neurons: int, weight: float | int = 0.1) -> float:
-    """weight * bins * neurons, the beta of a released loss: its likelihood is a mean over counts, its KL is a sum."""
+    """weight * bins * neurons, the beta of a released loss: its likelihood is a mean over counts, its KL is a sum.
+
+    Example:
+        >>> released_beta(bins=10, neurons=20)
+        20.0
+    """
     return float(weight * bins * neurons)
 
 
@@ -118,8 +150,7 @@ def check_counts(name: str, counts: Tensor) -> None:
 
 
 def check_rule(rule: str) -> None:
-    if rule not in get_args(ScoreRule):
-        raise ValueError(f"rule must be one of {get_args(ScoreRule)}; got {rule!r}")
+    check_choice("rule", rule, get_args(ScoreRule))
 
 
 def _exp(value: float | int | Tensor) -> float | Tensor:

@@ -67,7 +67,11 @@ def step_covariance(
     scale: float | int,
     scheme: Scheme = "baoab",
 ) -> Float[Tensor, "two_dim two_dim"]:
-    """Q: what the noise of one step of an integrator adds to the covariance of the state."""
+    """Q: what the noise of one step of an integrator adds to the covariance of the state.
+
+    Args:
+        decay, scale: a, and sigma of the noise.
+    """
     dim = len(hessian)
     at_rest = hessian.new_zeros(dim, dim)
     noise = torch.eye(dim, dtype=hessian.dtype, device=hessian.device)
@@ -90,6 +94,9 @@ def stationary_covariance(
 
     BAOAB with the exact noise has position variance T / omega^2 at every stable step and velocity variance
     T (1 - h^2 omega^2 / 4). The released step has 2 / (2 - gamma) and, as h -> 0, 1 / ((1 - gamma) lambda).
+
+    Args:
+        decay, scale: a, and sigma of the noise.
 
     Raises:
         ValueError: no stationary law, because M does not contract.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_positive, check_sizes
+from gated.gates._validation import check_float, check_positive, check_sizes
 
 
 class ConvPotential(nn.Module):
@@ -84,6 +84,10 @@ class LatticePotential(nn.Module):
 
     Raises:
         ValueError: a first value that is not positive and finite, fewer than three sites with periodic ends.
+
+    Example:
+        >>> LatticePotential(torch.ones(4), coupling=0.1).energy(torch.zeros(2, 4)).tolist()
+        [0.0, 0.0]
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class LatticePotential(nn.Module):
         periodic: bool = False,
     ) -> None:
         super().__init__()
+        check_float("stiffness", stiffness)
         if stiffness.ndim != 1 or not len(stiffness) or not bool(((stiffness > 0) & stiffness.isfinite()).all()):
             raise ValueError(f"stiffness must be a row of positive finite numbers; got {stiffness.tolist()}")
         check_positive("coupling", coupling)
@@ -147,6 +152,10 @@ def stiffness_of_periods(shortest: float | int, longest: float | int, dim: int) 
     """(2 pi / period)^2 for `dim` periods, evenly spaced in their logarithm.
 
     Raises ValueError unless 0 < shortest <= longest.
+
+    Example:
+        >>> stiffness_of_periods(10, 40, dim=3).shape
+        torch.Size([3])
     """
     check_positive("shortest", shortest)
     check_sizes(dim=dim)

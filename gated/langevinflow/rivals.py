@@ -15,16 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated.gates._validation import check_sizes
-from gated.langevinflow.model import (
-    Decoder,
-    Encoder,
-    EncoderInput,
-    Rates,
-    check_generator,
-    check_input,
-    check_task,
-    dropout,
-)
+from gated.langevinflow._validation import check_generator, check_input, check_rate, check_task
+from gated.langevinflow.model import Decoder, Encoder, EncoderInput, Rates, dropout
 from gated.langevinflow.objective import gaussian_kl
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -47,6 +39,7 @@ class GRUVae(nn.Module):
     def __init__(self, observed: int, neurons: int, bins: int, *, dim: int = 32, rate: float | int = 0.05) -> None:
         super().__init__()
         check_task(observed, neurons, bins)
+        check_rate(rate)
         self.bins = bins
         self.forth, self.back = (Encoder(observed, dim, rate=0.0) for _ in range(2))
         self.mean, self.log_variance = nn.Linear(2 * dim, dim), nn.Linear(2 * dim, dim)
@@ -103,6 +96,7 @@ class MaskedTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_task(observed, neurons, bins)
+        check_sizes(dim=dim)
         self.observed, self.bins, self.rate = observed, bins, rate
         self.embed = nn.Linear(observed, dim)
         self.later = nn.Parameter(0.02 * torch.randn(dim))
@@ -167,6 +161,9 @@ def match_parameters(
     """`build(width)` for the width whose number of parameters is nearest to `target`.
 
     Built without touching the global random state: all but the last one on the meta device.
+
+    Args:
+        widths: the widths that are tried.
 
     Raises:
         ValueError: no width comes within `tolerance` (a share of the target).

@@ -78,10 +78,10 @@ def build(arm: str, train: Any, seed: int, **changes: Any) -> nn.Module:
             ]
             model = min(tries, key=lambda m: abs(size(m) - target))
     if alone:
-        model.decoder.register_forward_pre_hook(_without_encoder)  # type: ignore[operator,union-attr]
+        model.decoder.register_forward_pre_hook(_without_encoder)  # type: ignore[union-attr]
     with torch.no_grad():
         readout = next(m for name, m in model.named_modules() if name.split(".")[-1] == "readout")
-        readout.bias.copy_(train.spikes.mean((0, 1)).clamp(min=1e-3).log())  # type: ignore[operator,union-attr]
+        readout.bias.copy_(train.spikes.mean((0, 1)).clamp(min=1e-3).log())
     return model
 
 
@@ -92,7 +92,7 @@ def _without_encoder(decoder: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, 
 
 
 def learn(
-    model: nn.Module, parts: Any, rate: float, steps: int, seed: int, progress: Callable = list
+    model: nn.Module, parts: Any, rate: float, steps: int, seed: int, progress: Callable[..., Any] = list
 ) -> dict[str, list[Any]]:
     """Trains in place and keeps the best weights by validation. Returns curves at every `EVERY` steps.
 

@@ -9,14 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_count, check_positive
+from gated.gates._validation import check_count, check_number, check_positive
 from gated.gates.schedules import Schedule
 from gated.langevinflow.model import Rates
 from gated.langevinflow.objective import ScoreRule, check_counts, check_rule, coordinated_dropout, poisson_nll, scored
 
 
 class Loss(NamedTuple):
-    """Nats for each trial, mean over trials, as numbers in a record and as tensors in a step."""
+    """Nats for each trial, mean over trials, as numbers in a record and as tensors in a step.
+
+    Args:
+        kl: the divergence, without its weight beta.
+    """
 
     total: Any
     """nll + beta kl."""
@@ -69,8 +73,11 @@ class Trainer:
         check_rule(rule)
         if not 0 < keep <= 1:
             raise ValueError(f"keep must lie in (0, 1]; got {keep}")
-        if beta < 0 or ramp < 0:
-            raise ValueError(f"beta and ramp must be at least 0; got {beta} and {ramp}")
+        check_number("beta", beta, 0)
+        check_count("ramp", ramp, least=0)
+        check_count("seed", seed, least=0)
+        if not callable(weight_decay):
+            check_number("weight_decay", weight_decay, 0)
         if not callable(rate):
             check_positive("rate", rate)
         for name, counts in {"spikes": spikes, "targets": targets}.items():

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated import gates
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_count, check_sizes
 from gated.moe._validation import check_ids, check_k, check_mask
 from gated.moe.routing import Routing
 
@@ -25,6 +25,7 @@ class HashGate(nn.Module):
     def __init__(self, num_experts: int, k: int = 1, *, seed: int = 0):
         super().__init__()
         check_sizes(num_experts=num_experts)
+        check_count("seed", seed, least=0)
         self.num_experts, self.k, self.seed = num_experts, check_k(k, num_experts), seed
 
     def forward(
@@ -48,6 +49,7 @@ class RandomGate(nn.Module):
     def __init__(self, num_experts: int, k: int = 1, *, seed: int = 0):
         super().__init__()
         check_sizes(num_experts=num_experts)
+        check_count("seed", seed, least=0)
         self.num_experts, self.k, self.seed = num_experts, check_k(k, num_experts), seed
 
     def forward(

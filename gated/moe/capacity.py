@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gated.gates._validation import check_choice
 from gated.moe.routing import Routing
 
 __all__ = ["Capacity", "Priority", "expert_capacity", "limit", "token_order"]
@@ -36,6 +37,10 @@ def expert_capacity(tokens: int, k: int, num_experts: int, factor: float | int) 
 
     Raises:
         ValueError: a factor that is negative or not finite.
+
+    Example:
+        >>> expert_capacity(tokens=100, k=2, num_experts=8, factor=1.25)
+        32
     """
     if not 0 <= factor < math.inf:
         raise ValueError(f"factor must be finite and at least 0; got {factor}")
@@ -48,9 +53,12 @@ def token_order(weights: Float[Tensor, "tokens slots"], priority: Priority = "or
 
     Raises:
         ValueError: another priority.
+
+    Example:
+        >>> token_order(torch.tensor([[0.6], [0.9], [0.7]]), "max").tolist()
+        [1, 2, 0]
     """
-    if priority not in get_args(Priority):
-        raise ValueError(f"priority must be one of {get_args(Priority)}; got {priority!r}")
+    check_choice("priority", priority, get_args(Priority))
     if priority == "order":
         return torch.arange(len(weights), device=weights.device)
     score = weights.detach().amax(-1) if priority == "max" else weights.detach().sum(-1)
@@ -65,6 +73,11 @@ def limit(routing: Routing, capacity: int, priority: Priority = "order") -> Rout
 
     Raises:
         ValueError: a negative capacity, another priority.
+
+    Example:
+        >>> r = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64), num_experts=2)
+        >>> limit(r, capacity=2).dropped.item()  # three tokens want the first expert
+        1
     """
     if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0:
         raise ValueError(f"capacity must be an integer of at least 0; got {capacity!r}")
@@ -96,6 +109,13 @@ class Capacity(nn.Module):
 
     Raises:
         ValueError: both or none of factor and size, or one below 0; another priority.
+
+    Example:
+        >>> from gated.moe.gates import TopKGate
+        >>> from gated.moe.scores import LinearScore
+        >>> gate = Capacity(TopKGate(LinearScore(8, 4), k=1), factor=1.0)
+        >>> gate(torch.randn(100, 8)).load().max().item() <= 25
+        True
     """
 
     def __init__(
@@ -114,8 +134,7 @@ class Capacity(nn.Module):
             expert_capacity(1, 1, 1, factor)
         elif isinstance(size, bool) or not isinstance(size, int) or size < 0:
             raise ValueError(f"size must be an integer of at least 0; got {size!r}")
-        if priority not in get_args(Priority):
-            raise ValueError(f"priority must be one of {get_args(Priority)}; got {priority!r}")
+        check_choice("priority", priority, get_args(Priority))
         self.gate, self.factor, self.size, self.priority = gate, factor, size, priority
         self.num_experts = getattr(gate, "num_experts", None)
         self.per_sequence = per_sequence or getattr(gate, "per_sequence", False)

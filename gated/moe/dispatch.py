@@ -42,6 +42,12 @@ def sorted_dispatch(
 
     Raises:
         ValueError: x, routing and experts that do not fit together.
+
+    Example:
+        >>> r = Routing(torch.ones(2, 1), torch.tensor([[1], [0]]), num_experts=2)
+        >>> experts, x = FFNExperts(2, 4, 8), torch.randn(2, 4)
+        >>> torch.allclose(sorted_dispatch(x, r, experts), dense_dispatch(x, r, experts), atol=1e-6)
+        True
     """
     _check(x, routing, experts)
     order, offsets = routing.sort()
@@ -59,6 +65,12 @@ def loop_dispatch(
 
     Raises:
         ValueError: experts without `each()`; as in `sorted_dispatch`.
+
+    Example:
+        >>> r = Routing(torch.ones(2, 1), torch.tensor([[1], [0]]), num_experts=2)
+        >>> experts, x = FFNExperts(2, 4, 8), torch.randn(2, 4)
+        >>> torch.allclose(loop_dispatch(x, r, experts), sorted_dispatch(x, r, experts), atol=1e-6)
+        True
     """
     _check(x, routing, experts)
     if not hasattr(experts, "each"):
@@ -81,6 +93,12 @@ def dense_dispatch(
 
     Raises:
         ValueError: as in `sorted_dispatch`.
+
+    Example:
+        >>> r = Routing(torch.tensor([[0.5, 0.5]]), torch.tensor([[0, 1]]), num_experts=2)
+        >>> same = ModuleExperts([torch.nn.Identity(), torch.nn.Identity()])
+        >>> dense_dispatch(torch.ones(1, 3), r, same).tolist()
+        [[1.0, 1.0, 1.0]]
     """
     _check(x, routing, experts)
     tokens, num_experts = len(x), routing.num_experts
@@ -100,6 +118,12 @@ def capacity_dispatch(
 
     Raises:
         ValueError: as in `sorted_dispatch`.
+
+    Example:
+        >>> r = Routing(torch.ones(2, 1), torch.tensor([[1], [0]]), num_experts=2)
+        >>> experts, x = FFNExperts(2, 4, 8), torch.randn(2, 4)
+        >>> torch.allclose(capacity_dispatch(x, r, experts), sorted_dispatch(x, r, experts), atol=1e-6)
+        True
     """
     _check(x, routing, experts)
     num_experts, capacity = routing.num_experts, routing.capacity
@@ -125,6 +149,12 @@ def slots_dispatch(x: Float[Tensor, "tokens dim"], routing: Slots, experts: Expe
 
     Raises:
         ValueError: a `Routing`, or shapes that do not fit.
+
+    Example:
+        >>> one = Slots(torch.ones(4, 1, 1) / 4, torch.ones(4, 1, 1))  # one slot reads the mean of all tokens
+        >>> x = torch.arange(4.0)[:, None]
+        >>> slots_dispatch(x, one, ModuleExperts([torch.nn.Identity()])).flatten().tolist()
+        [1.5, 1.5, 1.5, 1.5]
     """
     if not isinstance(routing, Slots):
         raise ValueError(

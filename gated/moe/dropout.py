@@ -25,6 +25,13 @@ class ExpertDropout(nn.Module):
         ValueError: p out of range, a gate without num_experts.
 
     Source: survey, II-D; Irsoy & Alpaydin 2021, Dropout regularization in hierarchical mixture of experts.
+
+    Example:
+        >>> from gated.moe.gates import TopKGate
+        >>> from gated.moe.scores import LinearScore
+        >>> gate = ExpertDropout(TopKGate(LinearScore(8, 4), k=1), p=0.5).eval()
+        >>> gate(torch.randn(6, 8)).load().sum().item()
+        6
     """
 
     def __init__(self, gate: nn.Module, p: float):

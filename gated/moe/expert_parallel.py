@@ -140,7 +140,9 @@ class _AllToAll(torch.autograd.Function):
     and in the same order on all ranks, even where no rows, no experts or no leaf would ask for it."""
 
     @staticmethod
-    def forward(ctx: Any, x, thread, parallel, what, received, sent):
+    def forward(
+        ctx: Any, x: Tensor, thread: Tensor, parallel: ExpertParallel, what: str, received: list[int], sent: list[int]
+    ) -> tuple[Tensor, Tensor]:
         ctx.parallel, ctx.what, ctx.received, ctx.sent = parallel, what, received, sent
         output = x.new_empty(sum(received), *x.shape[1:])
         parallel._exchange(what, output, x, received, sent)
@@ -148,7 +150,7 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad, thread):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, thread: Tensor) -> tuple[Tensor | None, ...]:
         output = grad.new_empty(sum(ctx.sent), *grad.shape[1:])
         ctx.parallel._exchange(f"gradients of the {ctx.what}", output, grad, ctx.sent, ctx.received)
         return output, thread, None, None, None, None

@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_sizes
 from gated.kernels.grouped_gemm import grouped_gemm
 
 __all__ = ["FFNExperts", "LinearExperts", "ModuleExperts", "ResidualExperts", "conv_experts"]
@@ -63,6 +63,11 @@ class FFNExperts(nn.Module):
         ValueError: sizes below 1, an unknown activation.
 
     Source: Shazeer et al. 2017 (arXiv 1701.06538); Shazeer 2020 (arXiv 2002.05202) for the gated form.
+
+    Example:
+        >>> experts = FFNExperts(2, 8, 16)
+        >>> experts(torch.randn(5, 8), torch.tensor([0, 2, 5])).shape  # 2 rows for the first, 3 for the second
+        torch.Size([5, 8])
     """
 
     def __init__(
@@ -79,8 +84,7 @@ class FFNExperts(nn.Module):
         super().__init__()
         dim_out = dim if dim_out is None else dim_out
         check_sizes(num_experts=num_experts, dim=dim, hidden=hidden, dim_out=dim_out)
-        if activation not in get_args(Activation):
-            raise ValueError(f"activation must be one of {get_args(Activation)}; got {activation!r}")
+        check_choice("activation", activation, get_args(Activation))
         self.num_experts, self.activation, self.gated = num_experts, activation, gated
         width = 2 * hidden if gated else hidden
         self.up, self.up_bias = _matrices(num_experts, dim, width, bias)
@@ -113,7 +117,12 @@ class FFNExperts(nn.Module):
 
 
 class LinearExperts(nn.Module):
-    """E_i(x) = x W_i + b_i. State: `weight` [N, dim, dim_out], `bias` [N, dim_out]; starts as in `nn.Linear`."""
+    """E_i(x) = x W_i + b_i. State: `weight` [N, dim, dim_out], `bias` [N, dim_out]; starts as in `nn.Linear`.
+
+    Example:
+        >>> LinearExperts(2, 8, 3)(torch.randn(5, 8), torch.tensor([0, 2, 5])).shape
+        torch.Size([5, 3])
+    """
 
     def __init__(self, num_experts: int, dim: int, dim_out: int, *, bias: bool = True):
         super().__init__()
@@ -136,6 +145,11 @@ class ModuleExperts(nn.Module):
 
     Raises:
         ValueError: no module.
+
+    Example:
+        >>> experts = ModuleExperts([torch.nn.Identity(), torch.nn.ReLU()])
+        >>> experts(-torch.ones(2, 1), torch.tensor([0, 1, 2])).flatten().abs().tolist()
+        [1.0, 0.0]
     """
 
     def __init__(self, modules: Iterable[nn.Module]):
@@ -170,6 +184,12 @@ class ResidualExperts(nn.Module):
         ValueError: a core of several experts, sizes below 1.
 
     Source: survey, II-D (RMoE: Wu et al. 2022, arXiv 2204.09636); Hu et al. 2021 (arXiv 2106.09685) for low rank.
+
+    Example:
+        >>> core = FFNExperts(1, 8, 16)
+        >>> experts, x = ResidualExperts(core, num_experts=3), torch.randn(2, 8)
+        >>> torch.equal(experts(x, torch.tensor([0, 0, 1, 2])), core(x, torch.tensor([0, 2])))
+        True
     """
 
     def __init__(self, core: FFNExperts, num_experts: int, *, rank: int | None = None):
@@ -220,6 +240,13 @@ def conv_experts(num_experts: int, channels: int, dim_out: int, *, width: int = 
     """Experts on signals, rows [channels * length]: E_i = linear(mean over time(relu(conv(relu(conv(x)))))).
 
     Both convolutions have stride 2 and `width` channels. A signal of MNIST-1D is one channel of length 40.
+
+    Args:
+        dim_out, kernel: width of the result, taps of both convolutions.
+
+    Example:
+        >>> conv_experts(2, channels=1, dim_out=10)(torch.randn(4, 40), torch.tensor([0, 1, 4])).shape
+        torch.Size([4, 10])
     """
     check_sizes(num_experts=num_experts, channels=channels, dim_out=dim_out, width=width, kernel=kernel)
 

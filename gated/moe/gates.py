@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated import gates
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_positive, check_sizes
 from gated.kernels.topk_gate import topk_gate
 from gated.moe._validation import check_features, check_k, check_mask
 from gated.moe.baselines import HashGate, OracleGate, RandomGate
@@ -88,8 +88,7 @@ class SoftGate(nn.Module):
         num_experts = getattr(score, "num_experts", None)
         if not isinstance(num_experts, int):
             raise ValueError(f"score must be a module with num_experts, such as LinearScore; got {score!r}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        check_positive("temperature", temperature)
         self.score, self.temperature, self.num_experts = score, temperature, num_experts
 
     def select(self, logits: Float[Tensor, "tokens num_experts"], generator: torch.Generator | None) -> Tensor:

@@ -38,6 +38,14 @@ class MoE(nn.Module):
 
     A gate with `per_sequence = True` (Soft MoE, expert choice, a capacity counted by sequence) decides about x
     [*batch, time, d] one sequence at a time. All others see all tokens in one call.
+
+    Example:
+        >>> from gated.moe.gates import TopKGate
+        >>> from gated.moe.scores import LinearScore
+        >>> layer = MoE(TopKGate(LinearScore(8, 4), k=2), FFNExperts(4, 8, 16))
+        >>> y, routing = layer(torch.randn(10, 8))
+        >>> y.shape, routing.load().sum().item()  # ten tokens, two experts each
+        (torch.Size([10, 8]), 20)
     """
 
     def __init__(
@@ -94,6 +102,14 @@ class SharedExpert(nn.Module):
         layer: an `MoE`.
 
     Source: survey, II-B (ViMoE); Dai et al. 2024 (DeepSeekMoE), arXiv 2401.06066.
+
+    Example:
+        >>> from gated.moe.gates import TopKGate
+        >>> from gated.moe.scores import LinearScore
+        >>> layer = MoE(TopKGate(LinearScore(8, 4), k=1), FFNExperts(4, 8, 16))
+        >>> y, routing = SharedExpert(torch.nn.Identity(), layer)(torch.ones(3, 8))
+        >>> torch.allclose(y, layer(torch.ones(3, 8))[0] + 1, atol=1e-6)
+        True
     """
 
     def __init__(self, shared: nn.Module, layer: MoE):

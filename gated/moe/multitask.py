@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.gates import softmax_gate
+from gated.gates._validation import check_choice
 
 Gates = Literal["task", "shared", "own"]
 
@@ -123,8 +124,7 @@ class MMoE(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}")
-        if gates not in get_args(Gates):
-            raise ValueError(f"gates must be one of {get_args(Gates)}; got {gates!r}")
+        check_choice("gates", gates, get_args(Gates))
         if gates == "own" and num_experts != tasks:
             raise ValueError(f"num_experts must be tasks, {tasks}, with gates='own'; got {num_experts}")
         if orthogonal and num_experts > hidden:

@@ -20,6 +20,14 @@ class Routing(NamedTuple):
     """Each token's experts and their weights. An empty slot holds expert -1 and weight 0.
 
     `logits` and `probability`, where the gate has them, are what the z loss and the balance losses look at.
+
+    Raises:
+        ValueError: slots out of range; in `join`, parts that choose from other experts.
+
+    Example:
+        >>> r = Routing(torch.tensor([[0.75, 0.25]]), torch.tensor([[2, 0]]), num_experts=3)
+        >>> r.dense().tolist(), r.load().tolist()
+        ([[0.25, 0.0, 0.75]], [1, 0, 1])
     """
 
     weights: Float[Tensor, "tokens slots"]
@@ -116,7 +124,12 @@ class Routing(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Soft MoE: a slot reads sum_t dispatch X_t, a token gets sum over all slots of combine E(slot)."""
+    """Soft MoE: a slot reads sum_t dispatch X_t, a token gets sum over all slots of combine E(slot).
+
+    Example:
+        >>> Slots(torch.ones(4, 2, 1) / 4, torch.ones(4, 2, 1) / 2).dispatch.sum(0).flatten().tolist()
+        [1.0, 1.0]
+    """
 
     dispatch: Float[Tensor, "tokens num_experts slots"]
     """Sums to one over the tokens."""

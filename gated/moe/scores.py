@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated import gates
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_positive, check_sizes
 from gated.moe._validation import check_features
 
 __all__ = [
@@ -158,8 +158,7 @@ class LaplaceScore(nn.Module):
     def __init__(self, features: int, num_experts: int, temperature: float | int = 1.0):
         super().__init__()
         check_sizes(features=features, num_experts=num_experts)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        check_positive("temperature", temperature)
         self.num_experts, self.temperature = num_experts, temperature
         self.centres = nn.Parameter(torch.randn(num_experts, features))
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import TransformerBlock
+from gated.gates._validation import check_count, check_number, check_sizes
 from gated.ninformer.fused import from_left, fuses, gelu_, in_slices
 
 
@@ -32,6 +33,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float | int = 0.0) -> None:
         super().__init__()
+        check_sizes(width=width, hidden=hidden)
+        check_number("dropout", dropout, 0, 1)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -48,12 +51,18 @@ class MixerBlock(nn.Module):
         channel_hidden: C, the hidden width along the channels.
 
     Source: Tolstikhin et al. 2021 (arXiv 2105.01601), equation 1.
+
+    Example:
+        >>> MixerBlock(4, 8, token_hidden=6, channel_hidden=16)(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
     """
 
     def __init__(
         self, tokens: int, dim: int, token_hidden: int, channel_hidden: int, dropout: float | int = 0.0
     ) -> None:
         super().__init__()
+        check_sizes(tokens=tokens, dim=dim, channel_hidden=channel_hidden)
+        check_count("token_hidden", token_hidden, least=0)
         self.token_norm = nn.LayerNorm(dim) if token_hidden else None
         self.token_mlp = MLP(tokens, token_hidden, dropout) if token_hidden else None
         self.channel_norm, self.channel_mlp = nn.LayerNorm(dim), MLP(dim, channel_hidden, dropout)
@@ -89,6 +98,8 @@ class LocalMLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int, grid: tuple[int, int], dropout: float | int = 0.0) -> None:
         super().__init__()
+        check_sizes(dim=dim, hidden=hidden)
+        check_number("dropout", dropout, 0, 1)
         self.grid = grid
         self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -103,18 +114,32 @@ class LocalViTBlock(TransformerBlock):
     """The block of a ViT with `LocalMLP` in place of its MLP, as in LocalViT (Li et al. 2021, arXiv 2104.05707).
 
     Their batch norms are left out, so that the convolution is all that differs from ViT.
+
+    Args:
+        grid: rows and columns of the tokens.
+
+    Example:
+        >>> LocalViTBlock(dim=8, heads=2, hidden=16, grid=(2, 2))(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
     """
 
     def __init__(self, dim: int, heads: int, hidden: int, grid: tuple[int, int], dropout: float | int = 0.0) -> None:
+        check_sizes(hidden=hidden)
         super().__init__(dim, heads, hidden, dropout)
         self.mlp = LocalMLP(dim, hidden, grid, dropout)  # type: ignore[assignment]
 
 
 class SpatialGate(nn.Module):
-    """g = W LN(x) + b along the tokens, W [n, n] near 0 and b = 1 at the start: an open gate (Liu et al. 2021)."""
+    """g = W LN(x) + b along the tokens, W [n, n] near 0 and b = 1 at the start: an open gate (Liu et al. 2021).
+
+    Example:
+        >>> SpatialGate(tokens=4, dim=8)(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
+    """
 
     def __init__(self, tokens: int, dim: int) -> None:
         super().__init__()
+        check_sizes(tokens=tokens, dim=dim)
         self.norm, self.mix = nn.LayerNorm(dim), nn.Linear(tokens, tokens)
         nn.init.uniform_(self.mix.weight, -1e-3 / tokens, 1e-3 / tokens)
         nn.init.ones_(self.mix.bias)
@@ -127,10 +152,17 @@ class GMLPBlock(nn.Module):
     """x + V (z_1 * (W LN(z_2) + b)), [z_1, z_2] = GELU(U LN(x)): the block of gMLP (arXiv 2105.08050).
 
     `hidden` is the width of U LN(x); half of it passes, the other half is the gate.
+
+    Example:
+        >>> GMLPBlock(tokens=4, dim=8, hidden=16)(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
     """
 
     def __init__(self, tokens: int, dim: int, hidden: int, dropout: float | int = 0.0) -> None:
         super().__init__()
+        check_sizes(tokens=tokens, dim=dim)
+        check_count("hidden", hidden, least=2)
+        check_number("dropout", dropout, 0, 1)
         self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden // 2, dim)
         self.gate = SpatialGate(tokens, hidden // 2)
         self.dropout = nn.Dropout(dropout)

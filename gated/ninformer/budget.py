@@ -17,13 +17,18 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
+from gated.gates._validation import check_choice
 from gated.ninformer.gate import Variant, squeezed
 from gated.ninformer.model import Kind
 from gated.ninformer.sizes import Sizes
 
 
 class Budget(NamedTuple):
-    """Parameters of a network, and its MACs for one image."""
+    """Parameters of a network, and its MACs for one image.
+
+    Args:
+        params, macs: see above.
+    """
 
     params: int
     macs: int
@@ -88,6 +93,10 @@ def network(kind: Kind, sizes: Sizes, depth: int, variant: Variant = "released")
 
     Raises:
         ValueError: as `block_macs`; depth below 1.
+
+    Example:
+        >>> network("mixer", DIGITS, depth=2).macs > network("mixer", DIGITS, depth=1).macs
+        True
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1; got {depth}")
@@ -117,14 +126,17 @@ def matched_depths(
 
 
 def crossover(sizes: Sizes) -> float:
-    """n* = T + C - 3/2 d: a NiNformer block costs fewer MACs than a ViT block of equal d and F only for n > n*."""
+    """n* = T + C - 3/2 d: a NiNformer block costs fewer MACs than a ViT block of equal d and F only for n > n*.
+
+    Example:
+        >>> crossover(DIGITS) == DIGITS.token_hidden + DIGITS.channel_hidden - 1.5 * DIGITS.dim
+        True
+    """
     return sizes.token_hidden + sizes.channel_hidden - 1.5 * sizes.dim
 
 
 def _check(kind: str, variant: str) -> None:
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {get_args(Kind)}; got {kind!r}")
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant must be one of {get_args(Variant)}; got {variant!r}")
+    check_choice("kind", kind, get_args(Kind))
+    check_choice("variant", variant, get_args(Variant))
     if variant != "released" and kind != "ninformer":
         raise ValueError(f"variant must be 'released' unless kind is 'ninformer'; got {variant!r} for {kind!r}")

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gated.gates._validation import check_choice, check_count, check_sizes
 from gated.ninformer.blocks import MLP, MixerBlock, SpatialGate
 from gated.ninformer.fused import fuses, in_slices
 
@@ -45,10 +46,16 @@ _FUSED = ("released", "untied", "no token mixing", "no value")
 
 
 class StaticGate(nn.Module):
-    """g = a learned [n, d], the same for every image; 1 at the start."""
+    """g = a learned [n, d], the same for every image; 1 at the start.
+
+    Example:
+        >>> StaticGate(tokens=4, dim=8)(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
+    """
 
     def __init__(self, tokens: int, dim: int) -> None:
         super().__init__()
+        check_sizes(tokens=tokens, dim=dim)
         self.gate = nn.Parameter(torch.ones(tokens, dim))
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
@@ -56,10 +63,16 @@ class StaticGate(nn.Module):
 
 
 class SqueezeGate(nn.Module):
-    """g = sigmoid(W_2 relu(W_1 mean over tokens(x))), the same for all tokens, in (0, 1) (Hu et al. 2018)."""
+    """g = sigmoid(W_2 relu(W_1 mean over tokens(x))), the same for all tokens, in (0, 1) (Hu et al. 2018).
+
+    Example:
+        >>> SqueezeGate(dim=8)(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        check_sizes(dim=dim)
         self.down, self.up = nn.Linear(dim, squeezed(dim)), nn.Linear(squeezed(dim), dim)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
@@ -72,7 +85,12 @@ def squeezed(dim: int) -> int:
 
 
 class FourierGate(nn.Module):
-    """g = Re FFT(x) over tokens and channels, divided by sqrt(n d), so that it keeps the scale of x (FNet's mixing)."""
+    """g = Re FFT(x) over tokens and channels, divided by sqrt(n d), so that it keeps the scale of x (FNet's mixing).
+
+    Example:
+        >>> FourierGate()(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
+    """
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no half-precision FFT on a CPU
@@ -91,6 +109,14 @@ class NiNBlock(nn.Module):
 
     The state of "released" has the order of the authors' code: norm, inner norm and MLP along the tokens, inner norm
     and MLP along the channels, P, MLP.
+
+    Raises:
+        ValueError: an unknown variant; the fused unit asked for a variant that it does not compute.
+
+    Example:
+        >>> block = NiNBlock(4, 8, token_hidden=6, channel_hidden=16, ffn_hidden=16)
+        >>> block(torch.randn(2, 4, 8)).shape
+        torch.Size([2, 4, 8])
     """
 
     def __init__(
@@ -105,8 +131,9 @@ class NiNBlock(nn.Module):
         variant: Variant = "released",
     ) -> None:
         super().__init__()
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {get_args(Variant)}; got {variant!r}")
+        check_choice("variant", variant, get_args(Variant))
+        check_sizes(tokens=tokens, dim=dim, channel_hidden=channel_hidden, ffn_hidden=ffn_hidden)
+        check_count("token_hidden", token_hidden, least=0)
         self.variant = variant
         self.norm = nn.LayerNorm(dim)
         if variant == "static":

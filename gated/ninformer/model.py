@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated.backbones import TransformerBlock
+from gated.gates._validation import check_choice
 from gated.ninformer.blocks import GMLPBlock, LocalViTBlock, MixerBlock
 from gated.ninformer.gate import NiNBlock, Variant
 from gated.ninformer.sizes import Sizes
@@ -31,6 +32,12 @@ class Network(nn.Module):
 
     `embed` cuts images into patches and maps each to d channels, row by row; `positions` [n, d] are added where the
     blocks know no place by themselves; `blocks` are L modules of tokens; `head` is the linear map.
+
+    Args:
+        block: makes one module of tokens; it is called `depth` times.
+
+    Raises:
+        ValueError: a depth below 1; gates asked of blocks that have none, or a mix outside [0, 1].
     """
 
     def __init__(self, sizes: Sizes, block: Callable[[], nn.Module], depth: int, *, positions: bool = False) -> None:
@@ -94,9 +101,13 @@ def build(
     Raises:
         ValueError: an unknown kind or variant, a variant for another kind, dropout outside [0, 1), depth below 1, heads
             that do not divide d.
+
+    Example:
+        >>> net = build("ninformer", DIGITS, depth=1)
+        >>> sum(p.numel() for p in net.parameters()) == network("ninformer", DIGITS, depth=1).params
+        True
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {get_args(Kind)}; got {kind!r}")
+    check_choice("kind", kind, get_args(Kind))
     if variant != "released" and kind != "ninformer":
         raise ValueError(f"variant must be 'released' unless kind is 'ninformer'; got {variant!r} for {kind!r}")
     _check_dropout(dropout)
@@ -117,6 +128,9 @@ class FlatMLP(nn.Module):
     """All pixels as one vector through `depth` hidden layers of equal width, GELU and dropout: a check of the ceiling.
 
     It shares no weight between places and so tells how much of a small data set needs no structure at all.
+
+    Raises:
+        ValueError: a depth or width below 1; in `within`, fewer parameters than the thinnest network has.
     """
 
     def __init__(self, sizes: Sizes, depth: int, hidden: int, dropout: float | int = 0.0) -> None:

@@ -75,7 +75,15 @@ def arena(
     centre: Float[Tensor, "batch 2"] | None = None,
     deadline: int | Int[Tensor, " batch"] = 200,
 ) -> Arena:
-    """An `Arena` whose agents are all present; numbers stand for all alike, no `obstacle` for none, `centre` for 0."""
+    """An `Arena` whose agents are all present; numbers stand for all alike, no `obstacle` for none, `centre` for 0.
+
+    Raises:
+        ValueError: as `Arena`; starts that are not [batch, agents, 2].
+
+    Example:
+        >>> arena(torch.tensor([[[-1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])).radius.shape
+        torch.Size([1, 1])
+    """
     if start.ndim != 3 or start.shape[-1] != 2:
         raise ValueError(f"start must have shape [batch, agents, 2], got {tuple(start.shape)}")
     batch, agents = start.shape[:2]
@@ -93,7 +101,11 @@ def arena(
 
 
 def join(arenas: Sequence[Arena]) -> Arena:
-    """One batch of several that may differ in their numbers of agents and obstacles; what lacks is parked far away."""
+    """One batch of several that may differ in their numbers of agents and obstacles; what lacks is parked far away.
+
+    Raises:
+        ValueError: no arena.
+    """
     if not arenas:
         raise ValueError("arenas must hold at least one, got none")
     agents = max(a.agents for a in arenas)
@@ -138,6 +150,13 @@ def doorway(
         generator: of the noise; needed where sigma is not 0.
         gap: > 0. agents: >= 1, an odd one out stands above. radius: of the agents.
         deadline: in steps; 100 + 50 agents if None.
+
+    Raises:
+        ValueError: a gap that is not positive; as `arena`.
+
+    Example:
+        >>> doorway(3, generator=torch.Generator().manual_seed(0)).start.shape
+        torch.Size([3, 2, 2])
     """
     _check_counts(batch=batch, agents=agents)
     if not gap > 0:
@@ -164,6 +183,10 @@ def crossing(
     """Two streams of parallel lanes, 0.7 apart, cross at right angles in the open; the first half drives to the right.
 
     Without noise the problem is its own image in the diagonal. Arguments as in `doorway`; `agents` must be even.
+
+    Example:
+        >>> crossing(3, generator=torch.Generator().manual_seed(0), agents=4).start.shape
+        torch.Size([3, 4, 2])
     """
     _check_counts(batch=batch, agents=agents)
     if agents % 2:
@@ -187,7 +210,13 @@ def mixture(
     deadline: int = 130,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Arena]:
-    """`batch` doorways of each gap and `batch` crossings of four agents, by name; `join` makes one batch of them."""
+    """`batch` doorways of each gap and `batch` crossings of four agents, by name; `join` makes one batch of them.
+
+    Args:
+        sigma: standard deviation of the starts.
+        gaps: the doors' widths.
+        deadline: in steps, the same for all.
+    """
     shared: dict[str, Any] = {"sigma": sigma, "generator": generator, "deadline": deadline, "dtype": dtype}
     kinds = {f"doorway {gap:g}": doorway(batch, gap=gap, **shared) for gap in gaps}
     return kinds | {"crossing": crossing(batch, **shared)}
@@ -195,8 +224,15 @@ def mixture(
 
 def log_uniform(
     size: Sequence[int], low: float | int, high: float | int, generator: torch.Generator
-) -> Float[Tensor, ...]:
-    """Draws between low and high > 0, uniform in their logarithm, float64: scales of noise, random strengths."""
+) -> Float[Tensor, " ..."]:
+    """Draws between low and high > 0, uniform in their logarithm, float64: scales of noise, random strengths.
+
+    Args:
+        size: shape of the result.
+
+    Raises:
+        ValueError: bounds that are not positive or not in order.
+    """
     if not 0 < low <= high < math.inf:
         raise ValueError(f"low and high must be positive with low <= high, got {low} and {high}")
     u = torch.rand(tuple(size), generator=generator, device=generator.device, dtype=torch.float64)

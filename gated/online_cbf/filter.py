@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gated.gates._validation import check_count
 from gated.kernels.barrier_qp import barrier_qp
 from gated.online_cbf.arenas import Arena
 
@@ -40,6 +41,10 @@ class SafetyFilter:
         clip: whether alpha is at most h / dt. Without it steps of finite length can collide.
         dt: seconds a step. max_speed: of each coordinate. tolerance: distance at which a goal counts as reached.
         nearest: rows for so many nearest other agents only; None for all.
+
+    Example:
+        >>> SafetyFilter(eta=3).dt
+        0.05
     """
 
     mode: str = "share"
@@ -62,12 +67,17 @@ class SafetyFilter:
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        if self.nearest is not None and self.nearest < 1:
-            raise ValueError(f"nearest must be at least 1 or None, got {self.nearest}")
+        check_count("eta", self.eta)
+        if self.nearest is not None:
+            check_count("nearest", self.nearest)
 
 
 class AgentState(NamedTuple):
-    """What the world knows at one time."""
+    """What the world knows at one time.
+
+    Args:
+        step: how many steps have been made.
+    """
 
     position: Float[Tensor, "batch agents 2"]
     velocity: Float[Tensor, "batch agents 2"]
@@ -83,7 +93,12 @@ def class_k(
     eta: int = 1,
     dt: float | int | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """alpha(h) = zeta h^eta, with `dt` at most h / dt: how fast h may shrink. Negative where h is."""
+    """alpha(h) = zeta h^eta, with `dt` at most h / dt: how fast h may shrink. Negative where h is.
+
+    Example:
+        >>> class_k(torch.tensor([0.5]), zeta=2.0).item()
+        1.0
+    """
     alpha = zeta * (h if eta == 1 else h**eta)
     return alpha if dt is None else torch.minimum(alpha, h / dt)
 
@@ -129,7 +144,15 @@ def barrier_rows(
 def filtered_control(
     a: Arena, state: AgentState, zeta: Strength, rule: SafetyFilter
 ) -> tuple[Float[Tensor, "batch agents 2"], Bool[Tensor, "batch agents"]]:
-    """Each agent's control and whether its problem had a solution; where it had none, the agent stands still."""
+    """Each agent's control and whether its problem had a solution; where it had none, the agent stands still.
+
+    Example:
+        >>> a = arena(torch.tensor([[[-1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]]))
+        >>> rule = SafetyFilter()
+        >>> u, feasible = filtered_control(a, initial_state(a, rule), torch.ones(1, 1, 2), rule)
+        >>> bool(u[0, 0, 0] > 0), feasible.tolist()
+        (True, [[True]])
+    """
     normal, bound = barrier_rows(a, state, zeta, rule)
     way = state.position - a.goal
     if rule.objective == "nominal":

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from gated.gates._validation import check_number, check_positive, check_sizes
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import AgentState
 from gated.online_cbf.rollout import Tuner
@@ -83,6 +84,7 @@ class Neighbourhood(nn.Module):
         super().__init__()
         if len(set(sees) & {"self", "others", "obstacles"}) != len(sees):
             raise ValueError(f'sees must name some of "self", "others" and "obstacles" once each, got {sees}')
+        check_sizes(outputs=outputs, width=width)
         self.sees = sees
         self.phi = _mlp(7, width, width, generator)
         self.psi = _mlp(3, width, width, generator)
@@ -129,6 +131,9 @@ class GraphTuner(nn.Module):
         super().__init__()
         if not 0 < low < start < high < math.inf:
             raise ValueError(f"low, start and high must be positive and rise, got {low}, {start} and {high}")
+        check_number("log_std", log_std, -math.inf)
+        check_positive("communication", communication)
+        check_positive("sensing", sensing)
         self.low, self.high, self.communication, self.sensing = low, high, communication, sensing
         self.network = Neighbourhood(2, width=width, sees=sees, generator=generator)
         share = math.log(start / low) / math.log(high / low)

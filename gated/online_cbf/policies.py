@@ -20,6 +20,9 @@ def constant(
     """The same strengths at all times: zeta to other agents, and to obstacles (the same if None).
 
     A number for all, a tensor [agents] for one by identity, [batch, 1] for one a problem, [batch, agents] for both.
+
+    Raises:
+        ValueError: when it is called, strengths that do not fit [batch, agents].
     """
     obstacles = agents if obstacles is None else obstacles
 
@@ -45,7 +48,14 @@ def random_strengths(
     generator: torch.Generator,
     redraw: int | None = None,
 ) -> Tuner:
-    """log zeta uniform in [log low, log high] for each agent, drawn when an episode starts and each `redraw` steps."""
+    """log zeta uniform in [log low, log high] for each agent, drawn when an episode starts and each `redraw` steps.
+
+    Args:
+        obstacles: zeta towards obstacles.
+
+    Raises:
+        ValueError: `redraw` below 1.
+    """
     if redraw is not None and redraw < 1:
         raise ValueError(f"redraw must be at least 1 step or None, got {redraw}")
     log_uniform((), low, high, torch.Generator())  # its errors, now
@@ -64,6 +74,9 @@ def nearer_first(high: float | int, low: float | int, obstacles: float | int) ->
 
     Through is who has the centre behind and the goal before: (g - m).(p - m) > 0 for the centre m. Of two who are
     through, the farther one leads. Equals, to 1e-9, both take `low`.
+
+    Args:
+        obstacles: zeta towards obstacles.
     """
 
     def policy(a: Arena, state: AgentState) -> Strength:
@@ -82,6 +95,9 @@ def keep_right(high: float | int, low: float | int, obstacles: float | int) -> T
 
     A rule without memory, identities or chance that breaks the tie of two mirrored agents: what they see is mirrored,
     not the same, so that left and right tell them apart.
+
+    Args:
+        obstacles: zeta towards obstacles.
     """
 
     def policy(a: Arena, state: AgentState) -> Strength:

@@ -66,6 +66,12 @@ def rollout(
 
     Raises:
         ValueError: `every` or `steps` below 1, and what `barrier_rows` raises.
+
+    Example:
+        >>> way = doorway(2, generator=torch.Generator().manual_seed(0))
+        >>> run = rollout(way, constant(2.0), steps=5)
+        >>> run.position.shape
+        torch.Size([6, 2, 2, 2])
     """
     rule = SafetyFilter() if rule is None else rule
     last = int(a.deadline.max()) if steps is None else steps

@@ -22,7 +22,11 @@ GRID = tuple((agents, obstacles) for obstacles in (1.0, 2.0, 10.0) for agents in
 
 
 class GridSearch(NamedTuple):
-    """What each pair of constants is worth on each problem, in the order given."""
+    """What each pair of constants is worth on each problem, in the order given.
+
+    Args:
+        pairs: zeta towards agents and towards obstacles.
+    """
 
     pairs: tuple[tuple[float | int, float | int], ...]
     success: Bool[Tensor, "pairs batch"]
@@ -39,6 +43,9 @@ def grid_search(
     a: Arena, pairs: Sequence[tuple[float | int, float | int]] = GRID, rule: SafetyFilter | None = None
 ) -> GridSearch:
     """Drives every problem with every pair, all side by side. Tune on one set of starts, judge on another.
+
+    Args:
+        pairs: zeta towards agents and towards obstacles.
 
     Raises:
         ValueError: no pair, or strengths below 0.
@@ -77,6 +84,9 @@ def cross_entropy(
     """Maximises `score` over two strengths: normal draws in log zeta, refitted to the best `elite` of each round.
 
     Starts in the middle of [log low, log high] with half of its width as standard deviation; draws are clamped to it.
+
+    Args:
+        iterations: how many rounds.
 
     Raises:
         ValueError: low and high not positive and rising, fewer than 2 of the elite or more than the population.

@@ -66,7 +66,11 @@ def rewards(trajectory: Trajectory, *, every: int = EVERY, team: float | int = 1
 
 
 def returns(trajectory: Trajectory, *, every: int = EVERY) -> Float[Tensor, " batch"]:
-    """Undiscounted sum of an episode's team rewards: what all three ways of learning are to make large."""
+    """Undiscounted sum of an episode's team rewards: what all three ways of learning are to make large.
+
+    Args:
+        every: steps between two decisions, as in `rewards`.
+    """
     earned = rewards(trajectory, every=every)
     return earned.reward.sum((0, 2)) / trajectory.arena.present.sum(1)
 

@@ -12,7 +12,11 @@ from gated.polarization.network import GatedResNet
 
 
 class Costs(NamedTuple):
-    """Of a `ResNet`, for one image. Sums over blocks plus the fixed part are the whole network's."""
+    """Of a `ResNet`, for one image. Sums over blocks plus the fixed part are the whole network's.
+
+    Args:
+        fixed_parameters, parameters: the same of parameters.
+    """
 
     fixed_macs: int
     """Stem and head."""
@@ -44,6 +48,12 @@ def costs(net: ResNet, height: int, width: int) -> Costs:
 
     Raises:
         ValueError: a size below 1.
+
+    Example:
+        >>> from gated.backbones import ResNet
+        >>> c = costs(ResNet((1,), (8,), in_channels=3, num_classes=10), 16, 16)
+        >>> c.total_macs == c.fixed_macs + sum(c.macs)
+        True
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1 pixel, got {height} and {width}")

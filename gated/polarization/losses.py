@@ -38,6 +38,10 @@ def polarization_loss(gates: Float[Tensor, "batch gates"], *, unbiased: bool = F
 
     Raises:
         ValueError: no inputs, no gates, or `unbiased` with one input.
+
+    Example:
+        >>> polarization_loss(torch.tensor([[1.0, 1.0], [1.0, 0.0]])).item()  # one of two gates is divided
+        0.125
     """
     _check_gates(gates)
     mean = gates.mean(0)
@@ -63,6 +67,10 @@ def activation_loss(
 
     Raises:
         ValueError: no inputs, no gates, a cost that does not fit, a target outside [0, 1].
+
+    Example:
+        >>> activation_loss(torch.tensor([[1.0, 0.0]]), cost=torch.tensor([3.0, 1.0])).item()
+        0.75
     """
     _check_gates(gates)
     cost = check_cost(cost, gates)
@@ -82,6 +90,10 @@ def target_rate_loss(gates: Float[Tensor, "batch gates"], target: float | int) -
         ValueError: as in `activation_loss`.
 
     Source: Veit and Belongie 2018 (ConvNet-AIG), arXiv 1711.11503.
+
+    Example:
+        >>> target_rate_loss(torch.tensor([[1.0], [0.0]]), target=0.5).item()
+        0.0
     """
     _check_gates(gates)
     check_share("target", target)
@@ -89,7 +101,13 @@ def target_rate_loss(gates: Float[Tensor, "batch gates"], target: float | int) -
 
 
 def decomposition(probability: Float[Tensor, "batch gates"]) -> Decomposition:
-    """The two parts of m (1 - m) for each gate. Raises ValueError without inputs or gates."""
+    """The two parts of m (1 - m) for each gate. Raises ValueError without inputs or gates.
+
+    Example:
+        >>> parts = decomposition(torch.tensor([[1.0], [0.0]]))
+        >>> parts.indecision.item(), parts.disagreement.item()
+        (0.0, 0.25)
+    """
     _check_gates(probability)
     mean = probability.mean(0)
     return Decomposition(mean * (1 - mean), (probability * (1 - probability)).mean(0), probability.var(0, correction=0))

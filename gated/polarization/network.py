@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from gated.backbones import ResidualBlock, ResNet
 from gated.gates import binary_gate, gumbel_sigmoid_gate
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_number, check_sizes
 
 Source = Literal["input", "free"]
 
@@ -32,10 +33,16 @@ class InputGate(nn.Module):
     """s = W_2 ReLU(W_1 GAP(x) + b_1) + b_2: a logit for each gate and input. GAP is the mean over pixels.
 
     W_2 starts near 0, so that all inputs agree, and b_2 at `bias`: 1.9 opens with p = 0.87.
+
+    Example:
+        >>> InputGate(channels=8, gates=3)(torch.randn(2, 8, 4, 4)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, channels: int, gates: int, *, hidden: int = 16, bias: float | int = 1.9) -> None:
         super().__init__()
+        check_sizes(channels=channels, gates=gates, hidden=hidden)
+        check_number("bias", bias, -math.inf)
         self.squeeze, self.decide = nn.Linear(channels, hidden), nn.Linear(hidden, gates)
         nn.init.normal_(self.decide.weight, std=1e-3)
         nn.init.constant_(self.decide.bias, bias)
@@ -45,10 +52,17 @@ class InputGate(nn.Module):
 
 
 class FreeGate(nn.Module):
-    """s, a parameter for each gate, whatever the input: what an `InputGate` has to be compared with."""
+    """s, a parameter for each gate, whatever the input: what an `InputGate` has to be compared with.
+
+    Example:
+        >>> FreeGate(gates=3)(torch.randn(2, 8, 4, 4)).shape
+        torch.Size([2, 3])
+    """
 
     def __init__(self, gates: int, *, bias: float | int = 1.9) -> None:
         super().__init__()
+        check_sizes(gates=gates)
+        check_number("bias", bias, -math.inf)
         self.logits = nn.Parameter(torch.full((gates,), float(bias)))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch gates"]:
@@ -72,6 +86,13 @@ class GatedResNet(nn.Module):
     what the gate learns from is what the branch would have added. `freeze` ends that.
 
     Raises ValueError for settings that do not fit.
+
+    Example:
+        >>> from gated.backbones import ResNet
+        >>> model = GatedResNet(ResNet((1, 1), (8, 16), in_channels=3, num_classes=10))
+        >>> answer = model(torch.randn(4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+        >>> answer.logits.shape, answer.gates.shape
+        (torch.Size([4, 10]), torch.Size([4, 2]))
     """
 
     frozen: Tensor | None
@@ -86,9 +107,10 @@ class GatedResNet(nn.Module):
         bias: float | int = 1.9,
     ) -> None:
         super().__init__()
-        if source not in get_args(Source):
-            raise ValueError(f"source must be one of {get_args(Source)}, got {source!r}")
+        check_choice("source", source, get_args(Source))
         check_sizes(hidden=hidden)
+        if groups is not None:
+            check_sizes(groups=groups)
         blocks: list[Any] = list(net.blocks)
         if not blocks or not all(isinstance(block, ResidualBlock) for block in blocks):
             raise ValueError("net must have residual blocks, and nothing else in between; got " + str(net.blocks))

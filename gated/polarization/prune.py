@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import ResNet, Shortcut
+from gated.gates._validation import check_float
 from gated.polarization.network import GatedResNet
 
 
@@ -57,10 +58,17 @@ class Pruned(NamedTuple):
 
 
 class Shift(nn.Module):
-    """y = ReLU(S(x) + c): what is left of a branch without inner channels, whose outer norm still says c = BN(0)."""
+    """y = ReLU(S(x) + c): what is left of a branch without inner channels, whose outer norm still says c = BN(0).
+
+    Raises:
+        ValueError: a constant that is not one number a channel.
+    """
 
     def __init__(self, shortcut: Shortcut, constant: Float[Tensor, " channels"]) -> None:
         super().__init__()
+        check_float("constant", constant)
+        if constant.ndim != 1:
+            raise ValueError(f"constant must have shape (channels,), got {tuple(constant.shape)}")
         self.shortcut, self.constant = shortcut, nn.Parameter(constant)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels_out h w"]:

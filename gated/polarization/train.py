@@ -17,7 +17,12 @@ from gated.polarization.network import GatedResNet
 
 
 class StepLoss(NamedTuple):
-    """The parts of a step's loss, without weights and without gradients, and the open share of the cost."""
+    """The parts of a step's loss, without weights and without gradients, and the open share of the cost.
+
+    Args:
+        task, activation, polarization: cross-entropy, the price of open gates, the push to agree.
+        open_share: of the cost that gates decide about.
+    """
 
     task: Tensor
     activation: Tensor
@@ -44,7 +49,11 @@ class OnePass(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Accuracy, and multiply-adds an input in the mean: of the opened branches, stem, head, and gates."""
+    """Accuracy, and multiply-adds an input in the mean: of the opened branches, stem, head, and gates.
+
+    Args:
+        accuracy, macs: see above.
+    """
 
     accuracy: float
     macs: float

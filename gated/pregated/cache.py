@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
+from gated.gates._validation import check_choice
+
 Key = TypeVar("Key", bound=Hashable)
 
 POLICIES = ("lru", "lfu", "lifo")
@@ -25,8 +27,7 @@ class Policy(Generic[Key]):
     """
 
     def __init__(self, name: str) -> None:
-        if name not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}; got {name!r}")
+        check_choice("policy", name, POLICIES)
         self.name = name
         self._uses: dict[Key, int] = {}  # in the order of the last use; for lifo in the order of arrival
 

@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from gated.gates._validation import check_choice
 from gated.pregated.layers import ExpertWeights
 from gated.pregated.model import PreGatedDecoder, State
 from gated.pregated.offload import FastTier, Fetcher, StreamCopy, ThreadCopy, Ticket
@@ -249,8 +250,7 @@ class _Watch:
 def _check(
     model: PreGatedDecoder, store: ExpertStore, tokens: Tensor, design: str, new_tokens: int, policy: str | None
 ) -> None:
-    if design not in DESIGNS:
-        raise ValueError(f"design must be one of {', '.join(DESIGNS)}; got {design!r}")
+    check_choice("design", design, DESIGNS)
     if design == "pre_gated" and model.look_ahead == 0:
         raise ValueError("model must have look_ahead of at least 1 for the design 'pre_gated'; `rewire` makes one")
     if design == "look_ahead" and (model.look_ahead or model.router != "gate"):

@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gated.gates import switch_loss, z_loss
+from gated.gates._validation import check_count, check_sizes
 from gated.kernels.topk_gate import topk_gate
 from gated.pregated.layers import ExpertWeights, Mixture, Route, Turn, distinct
 
@@ -75,6 +76,11 @@ class PreGatedDecoder(nn.Module):
 
     Raises:
         ValueError: sizes below 1, k > E, N outside 0..B-1, N > 0 without gates, dim not a multiple of heads.
+
+    Example:
+        >>> model = PreGatedDecoder(vocab=16, dim=8, hidden=16, blocks=2, num_experts=4)
+        >>> model(torch.randint(16, (1, 5))).logits.shape
+        torch.Size([1, 5, 16])
     """
 
     def __init__(
@@ -94,12 +100,10 @@ class PreGatedDecoder(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"vocab": vocab, "dim": dim, "hidden": hidden, "blocks": blocks, "num_experts": num_experts}
-        for name, value in (sizes | {"k": k, "heads": heads, "context": context}).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if between < 0:
-            raise ValueError(f"between must be at least 0 dense layers, got {between}")
+        check_sizes(vocab=vocab, dim=dim, hidden=hidden, blocks=blocks, num_experts=num_experts)
+        check_sizes(k=k, heads=heads, context=context)
+        check_count("between", between, least=0)
+        check_count("look_ahead", look_ahead, least=0)
         if k > num_experts:
             raise ValueError(f"k must be at most num_experts = {num_experts}, got {k}")
         if dim % heads:
@@ -285,10 +289,18 @@ def rewire(
     changes slowly, so it sees much the same); `old` R_j, the gate of the layer that it lives in; `random` new weights,
     drawn with `generator`.
 
+    Args:
+        look_ahead: N.
+
     Raises:
         ValueError: a model that is not conventional, N outside 0..B-1, an unknown init.
 
     Source: Hwang et al. 2024, section IV-C. The paper does not say what the moved gates start from.
+
+    Example:
+        >>> model = PreGatedDecoder(vocab=16, dim=8, hidden=16, blocks=2, num_experts=4, look_ahead=0)
+        >>> rewire(model, look_ahead=1).look_ahead
+        1
     """
     if model.look_ahead or model.router != "gate":
         raise ValueError(
@@ -321,6 +333,11 @@ def balance_loss(routes: Sequence[Route]) -> Float[Tensor, ""]:
     """Mean over the layers of E sum_i f_i Q_i, from the p that routed the layer, wherever its gate lives.
 
     Source: Fedus, Zoph & Shazeer 2021, arXiv 2101.03961, eqs. 4 to 6.
+
+    Example:
+        >>> model = PreGatedDecoder(vocab=16, dim=8, hidden=16, blocks=2, num_experts=4)
+        >>> balance_loss(model(torch.randint(16, (1, 5))).routes).ndim
+        0
     """
     return torch.stack([switch_loss(route.probability, _taken(route)) for route in routes]).mean()
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from gated.gates._validation import check_number
 from gated.pregated.cache import Policy
 from gated.pregated.layers import ExpertWeights
 from gated.pregated.store import ExpertStore, StoreError
@@ -289,6 +290,7 @@ class Fetcher:
     """
 
     def __init__(self, tier: FastTier, backend: Backend, *, seconds: float | int = 30) -> None:
+        check_number("seconds", seconds, 0)
         self.tier, self._backend, self._seconds = tier, backend, seconds
         self.moved_bytes = 0
         self._failed: FetchError | None = None

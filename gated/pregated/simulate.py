@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
+from gated.gates._validation import check_choice
+
 Design = Literal["resident", "on_demand", "prefetch_all", "pre_gated", "look_ahead"]
 DESIGNS: tuple[Design, ...] = ("resident", "on_demand", "prefetch_all", "pre_gated", "look_ahead")
 Kind = Literal["wait", "overhead", "block", "dense", "head", "copy", "repair"]
@@ -272,8 +274,7 @@ def on_link(timing: Timing, expert_bytes: Number, bandwidth: Number) -> Timing:
 def _check(
     design: str, blocks: int, active: Sequence[Number], num_experts: int, look_ahead: int, hits: Sequence[Number]
 ) -> None:
-    if design not in DESIGNS:
-        raise ValueError(f"design must be one of {', '.join(DESIGNS)}; got {design!r}")
+    check_choice("design", design, DESIGNS)
     if blocks < 1:
         raise ValueError(f"blocks must be at least 1, got {blocks}")
     if any(not a >= 0 for a in active):

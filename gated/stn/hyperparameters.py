@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_sizes
 
 Kind = Literal["continuous", "discrete"]
 Scale = Literal["linear", "log"]
@@ -43,6 +43,11 @@ class Hyperparameter:
         scale: "log" for one that is thought of in powers (weight decay).
 
     Raises ValueError for a range without inside, or a start outside of it.
+
+    Example:
+        >>> rate = Hyperparameter("rate", low=0.0, high=1.0, start=0.25)
+        >>> rate.name, rate.start
+        ('rate', 0.25)
     """
 
     name: str
@@ -54,10 +59,8 @@ class Hyperparameter:
     scale: Scale = "linear"
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {get_args(Kind)}, got {self.kind!r}")
-        if self.scale not in get_args(Scale):
-            raise ValueError(f"scale must be one of {get_args(Scale)}, got {self.scale!r}")
+        check_choice("kind", self.kind, get_args(Kind))
+        check_choice("scale", self.scale, get_args(Scale))
         high = math.inf if self.high is None else self.high
         if not -math.inf < self.low < high or (self.high is not None and not math.isfinite(self.high)):
             raise ValueError(f"{self.name}: low and high must be finite, low < high; got {self.low} and {self.high}")
@@ -115,6 +118,11 @@ class Hyperparameters(nn.Module):
         scale: sigma at the start, one number or one for each.
 
     Raises ValueError for none, equal names, or a scale that is not positive and finite.
+
+    Example:
+        >>> h = Hyperparameters([Hyperparameter("rate", 0.0, 1.0, 0.25)])
+        >>> h.raw.shape
+        torch.Size([1])
     """
 
     shared: Tensor

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_float, check_sizes
+from gated.gates._validation import check_count, check_float, check_sizes
 
 
 class Given:
@@ -136,6 +136,11 @@ class StnLinear(ResponseLayer):
         generator: for the start.
 
     Raises ValueError for sizes below 1.
+
+    Example:
+        >>> layer = StnLinear(4, 3, num_hyper=2)
+        >>> layer(torch.randn(5, 4), torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(
@@ -206,9 +211,14 @@ class _StnConv(ResponseLayer):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        kernel = (kernel_size,) * self.dims if isinstance(kernel_size, int) else tuple(kernel_size)
         check_sizes(in_channels=in_channels, out_channels=out_channels)
-        if len(kernel) != self.dims or min(kernel) < 1:
+        given: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        for name, value in given.items():
+            for number in value if isinstance(value, tuple | list) else (value,):
+                if name != "padding" or not isinstance(number, str):
+                    check_count(name, number, least=int(name != "padding"))
+        kernel = (kernel_size,) * self.dims if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != self.dims:
             raise ValueError(f"kernel_size must be {self.dims} numbers of at least 1, got {kernel_size}")
         super().__init__(
             (out_channels, in_channels, *kernel),
@@ -247,6 +257,11 @@ class StnConv2d(_StnConv):
     """Convolution whose output channels r have weights W_0r + (V u_i)_r W_1r; x [batch, channels, height, width].
 
     Arguments as of `torch.nn.Conv2d` without groups, and `num_hyper`, `gate_std`, `generator` as of `StnLinear`.
+
+    Example:
+        >>> layer = StnConv2d(3, 8, 3, padding=1, num_hyper=2)
+        >>> layer(torch.randn(5, 3, 6, 6), torch.zeros(5, 2)).shape
+        torch.Size([5, 8, 6, 6])
     """
 
     dims = 2
@@ -260,6 +275,12 @@ class StnLSTMCell(nn.Module):
     gives the same weights at all of them.
 
     Arguments as of `torch.nn.LSTMCell`, and `num_hyper`, `gate_std`, `generator` as of `StnLinear`.
+
+    Example:
+        >>> cell = StnLSTMCell(4, 6, num_hyper=2)
+        >>> h, c = cell(torch.randn(5, 4), None, torch.zeros(5, 2))
+        >>> h.shape
+        torch.Size([5, 6])
     """
 
     def __init__(self, input_size: int, hidden_size: int, num_hyper: int, *, bias: bool = True, **kwargs: Any) -> None:

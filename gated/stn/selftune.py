@@ -24,7 +24,11 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 class Left(NamedTuple):
-    """A module that `selftune` left as it was, and why."""
+    """A module that `selftune` left as it was, and why.
+
+    Args:
+        name, kind, reason: its place in the model, its class, and the reason in words.
+    """
 
     name: str
     kind: str

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_count, check_sizes
 from gated.stn.hyperparameters import Hyperparameters
 from gated.stn.layers import ResponseLayer
 from gated.stn.selftune import SelfTuned
@@ -122,8 +122,11 @@ class Trainer:
         seeds = [seed] if isinstance(seed, int) else list(seed)
         _check(self.models, self.ensemble, seeds, train, valid, schedule, linearised)
         check_sizes(batch=batch, train_steps=train_steps, valid_steps=valid_steps)
-        if warmup < 0 or not 0 <= entropy < float("inf"):
-            raise ValueError(f"warmup and entropy must not be negative, got {warmup} and {entropy}")
+        if valid_batch is not None:
+            check_sizes(valid_batch=valid_batch)
+        check_count("warmup", warmup, least=0)
+        if not 0 <= entropy < float("inf"):
+            raise ValueError(f"entropy must not be negative, got {entropy}")
         self.loss, self.augment, self.penalty, self.entropy = loss, augment, penalty, entropy
         self.warmup, self.train_steps, self.valid_steps = warmup, train_steps, valid_steps
         self.perturb = schedule is None if perturb is None else perturb
@@ -131,7 +134,7 @@ class Trainer:
         objectives = [_Objective(m, loss, augment, penalty) for m in self.models]
         self.objective = objectives[0]
         if self.ensemble:
-            params, self.buffers = stack_module_state(objectives)  # type: ignore[arg-type]
+            params, self.buffers = stack_module_state(objectives)
             self.objective = copy.deepcopy(objectives[0])
         else:
             params, self.buffers = dict(self.objective.named_parameters()), {}

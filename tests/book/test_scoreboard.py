@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SPEED = json.loads((ROOT / "reports" / "bench.json").read_text(encoding="utf-8"))
 DEPARTURES = tomllib.loads((ROOT / "book" / "departures.toml").read_text(encoding="utf-8"))["departure"]
 
 KINDS = {"holds here": "holds", "fails here": "fails", "not decidable at this scale": "open"}
@@ -122,3 +124,16 @@ def test_what_shows_a_departure_exists(row, rows):
 
 def test_departures_are_shown(page):
     assert page.locator(".gated-departures tbody tr").count() == len(DEPARTURES) > 0
+
+
+def test_every_benchmark_is_stored_and_shown(page, tool):
+    """The report has what today's benchmark files measure, and the page all of it, each ratio as its times give it."""
+    rows = tool("results").check("bench", {"rows": SPEED["rows"]})
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {row["chapter"] for row in rows} == set(SPEED["made"]) == scripts
+    assert page.locator(".gated-speed tbody tr").count() == len(rows)
+    races = [row for row in rows if "peer" in row]
+    assert all(row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=0.25) for row in races)
+    counts = Counter(row["chapter"] for row in rows)
+    heads = page.locator(".gated-speed summary").all_text_contents()
+    assert sorted(heads) == sorted(f"{chapter}: {n} measurements" for chapter, n in counts.items())

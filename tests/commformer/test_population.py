@@ -16,7 +16,7 @@ from gated.commformer import (
     clipped_value_loss,
     graph_from_indices,
 )
-from gated.commformer.population import RunAdam, _Batch
+from gated.commformer.population import RunAdam
 from gated.commformer.ppo import run_mean
 from gated.commformer.worlds import PermutationLookup, Pursuit
 
@@ -192,7 +192,7 @@ def test_values_are_in_units_of_the_returns():
 def test_the_ratio_is_exactly_one_before_the_first_step(options):
     people = sharpen(population(Arm("learned", "every5", k=1), **options))
     rollout = people.collect(lookup(32), generator(1))
-    batch = _Batch(people, rollout)
+    batch = people._batch(rollout)
     decision = people._forward(batch, people._graphs(None))
     assert (decision.log_prob - batch.old_log_prob).abs().max() < 1e-5  # choosing and teacher forcing, rounded
     batch.begin(decision, torch.tensor([True]))
@@ -265,7 +265,7 @@ def test_groups_are_graphs_of_their_own_for_equal_shares_of_the_copies():
     graphs = people._graphs(generator(), [True, False])
     assert graphs.shape == (2, 4, 3, 3) and len(graphs[0].detach().unique(dim=0)) > 1
     assert torch.equal(graphs[1], ORACLE.expand(4, 3, 3))
-    batch = _Batch(people, people.collect(lookup(2 * 8), generator()))
+    batch = people._batch(people.collect(lookup(2 * 8), generator()))
     together = people._forward(batch, graphs)
     for group in range(4):
         alone = people._forward(batch, graphs[:, group : group + 1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gated.gaussian_moe import Gate, GaussianMoE, fit, starts, truths
+from gated.gaussian_moe import Gate, GaussianMoE, fit, starts, steps, truths
 from gated.gaussian_moe.steps import Layout, step_from
 from gated.kernels.gmoe_em import ACTIVATIONS, Points
 
@@ -59,15 +59,15 @@ FORMS = [
 # One step -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gate", "temperature"), FORMS)
-def test_the_gradient_is_autograds(gate, temperature):
+@pytest.mark.parametrize(("gate", "free_tau"), FORMS)
+def test_the_gradient_is_autograds(gate, free_tau):
     x, y = random_data(3, 40, 2)
     layout = Layout(4, 2, gate)
     theta = layout.pack(random_model(3, 4, 2, gate, tau=0.7)).requires_grad_()
     (want,) = torch.autograd.grad(layout.unpack(theta).log_density(x, y).sum(), theta)
     theta = theta.detach()
-    bounds = layout.bounds(theta, torch.full((3,), 1e-9, dtype=torch.float64), temperature, 200.0, 1e-3)
-    got = step_from(layout.statistics(pack(x, y), theta, False), layout, theta, bounds, temperature).gradient
+    bounds = layout.bounds(theta, torch.full((3,), 1e-9, dtype=torch.float64), free_tau, 200.0, 1e-3)
+    got = step_from(layout.statistics(pack(x, y), theta, False), layout, theta, bounds, free_tau).gradient
     free = bounds[0] < bounds[1]
     torch.testing.assert_close(got[free], want[free], rtol=1e-9, atol=1e-9)
     assert not got[~free].any()
@@ -75,8 +75,8 @@ def test_the_gradient_is_autograds(gate, temperature):
         assert want[:, : layout.parts[0]].abs().max() < 1e-12
 
 
-@pytest.mark.parametrize(("gate", "temperature"), [form for form in FORMS if form[0].top_k != 1])
-def test_the_gates_step_solves_fisher_scoring(gate, temperature):
+@pytest.mark.parametrize(("gate", "free_tau"), [form for form in FORMS if form[0].top_k != 1])
+def test_the_gates_step_solves_fisher_scoring(gate, free_tau):
     """Its matrix is minus the expected Hessian of sum r log pi, where r is drawn from pi."""
     x, y = random_data(1, 60, 1)
     layout = Layout(3, 1, gate)
@@ -92,12 +92,12 @@ def test_the_gates_step_solves_fisher_scoring(gate, temperature):
     start = theta[:, :size]
     gradient = torch.autograd.functional.jacobian(lambda part: q(part, r), start)[0]
     information = -torch.autograd.functional.hessian(lambda part: q(part, pi), start)[0, :, 0]
-    free = slice(0, size if temperature else size - 1)
-    bounds = layout.bounds(theta, torch.full((1,), 1e-9, dtype=torch.float64), temperature, 200.0, 1e-3)
-    step = step_from(layout.statistics(pack(x, y), theta, False), layout, theta, bounds, temperature)
+    free = slice(0, size if free_tau else size - 1)
+    bounds = layout.bounds(theta, torch.full((1,), 1e-9, dtype=torch.float64), free_tau, 200.0, 1e-3)
+    step = step_from(layout.statistics(pack(x, y), theta, False), layout, theta, bounds, free_tau)
     left = information[free, free] @ step.em[0, :size][free]
     # What is missing is the ridge: at most 1e-6 n / tau^2 times the step.
-    slack = 60 * (1e-6 if temperature else 1e-8) / 0.49 * step.em[0, :size].norm()
+    slack = 60 * (1e-6 if free_tau else 1e-8) / 0.49 * step.em[0, :size].norm()
     assert (left - gradient[free]).norm() <= slack + 1e-9
 
 
@@ -120,13 +120,13 @@ def test_the_experts_step_is_weighted_least_squares():
 
 
 @pytest.mark.parametrize(
-    ("gate", "temperature", "polish"),
+    ("gate", "free_tau", "polish"),
     [(*form, "lbfgs") for form in FORMS] + [(*form, None) for form in FORMS[:4]],
 )
-def test_the_likelihood_never_falls(gate, temperature, polish):
+def test_the_likelihood_never_falls(gate, free_tau, polish):
     x, y = random_data(8, 80, 1, seed=1)
     points, start = pack(x, y), random_model(8, 3, 1, gate)
-    done = fit(points, start, temperature=temperature, polish=polish, max_iterations=30, record=True)
+    done = fit(points, start, free_tau=free_tau, polish=polish, max_iterations=30, record=True)
     assert done.history.diff(dim=0).min() > -1e-9
     torch.testing.assert_close(done.history[-1], done.log_likelihood)
     torch.testing.assert_close(done.model.log_density(x, y).sum(-1), done.log_likelihood, rtol=1e-9, atol=1e-9)
@@ -135,7 +135,7 @@ def test_the_likelihood_never_falls(gate, temperature, polish):
 
 
 @pytest.mark.parametrize(
-    ("truth", "interval", "temperature", "freedom"),
+    ("truth", "interval", "free_tau", "freedom"),
     [
         (truths.DENSE, truths.UNIT, False, 8),
         (truths.SPARSE, truths.SYMMETRIC, False, 13),
@@ -144,11 +144,11 @@ def test_the_likelihood_never_falls(gate, temperature, polish):
         (truths.temperature_truth("tanh"), truths.SYMMETRIC, True, 9),
     ],
 )
-def test_wilks(truth, interval, temperature, freedom):
+def test_wilks(truth, interval, free_tau, freedom):
     """2 (l(fit) - l(truth)) has mean `freedom` and variance twice that, and is never negative."""
     x, y, points = draw(truth, interval, 2000, 100)
-    start = starts.near(truth, 100, 0.05, generator(1), ray=0.3 * temperature)
-    done = fit(points, start, temperature=temperature)
+    start = starts.near(truth, 100, 0.05, generator(1), ray=0.3 * free_tau)
+    done = fit(points, start, free_tau=free_tau)
     ratio = 2 * (done.log_likelihood - truth.expand(100).log_density(x, y).sum(-1))
     assert done.converged.all() and ratio.min() >= 0
     # Four standard errors of the mean are 1.6 for 8 degrees of freedom and 2.0 for 13.
@@ -219,7 +219,7 @@ def test_nothing_moves_a_temperature_that_the_data_do_not_see(name, degree):
         return (model.beta0.square() + degree * model.beta1[..., 0].square()).sum(1) + model.tau.square()
 
     for polish in (None, "lbfgs"):
-        done = fit(points, start, temperature=True, polish=polish, max_iterations=100)
+        done = fit(points, start, free_tau=True, polish=polish, max_iterations=100)
         change = 0.5 * (radius(done.model) / radius(start)).log()
         assert change.abs().max() < 0.1, polish  # a step is finite, and goes outwards by its square
         if name == "identity":
@@ -231,7 +231,7 @@ def test_ridges_only_shorten_steps_where_everything_is_seen():
     truth = truths.temperature_truth("tanh")
     _, _, points = draw(truth, truths.SYMMETRIC, 20_000, 4)
     start = starts.near(truth, 4, 0.05, generator(1), ray=0.3)
-    done = fit(points, start, temperature=True)
+    done = fit(points, start, free_tau=True)
     assert (done.model.tau - 0.5).abs().max() < 4 * 2.3 / math.sqrt(
         20_000
     )  # asymptotic standard deviation 2.3 / sqrt n
@@ -358,3 +358,25 @@ def test_compiled_is_passed_on():
         patch.setattr(Layout, "statistics", spy)
         fit(points, starts.near(truths.DENSE, 2, 0.01, generator()), compiled=True)
     assert seen and all(seen)
+
+
+def test_passes_in_single_precision_as_a_gpu_makes_them_find_the_same_maxima(monkeypatch):
+    """The kernel of a GPU takes float32 points; the fit keeps its parameters in float64 and still comes to rest."""
+    generator = torch.Generator().manual_seed(31)
+    x = truths.uniform(truths.SYMMETRIC, 12, 1000, generator=generator)
+    truth = truths.SPARSE.expand(12)
+    y = truth.sample(x, generator)
+    points = Points.pack(x.flatten(0, 1), y.flatten(), 1000 * torch.arange(13))
+    near = starts.near(truths.SPARSE, 12, 0.1, generator)
+    double = fit(points, near)
+    seen = []
+
+    def as_on_a_gpu(points):
+        seen.append(points.y.dtype)
+        return points._replace(x=points.x.float(), y=points.y.float())
+
+    monkeypatch.setattr(steps, "for_kernel", as_on_a_gpu)
+    single = fit(points, near, tolerance=1e-4)
+    assert seen and single.converged.all() and single.log_likelihood.dtype == torch.float64
+    torch.testing.assert_close(single.log_likelihood, double.log_likelihood, rtol=0, atol=1e-2)
+    assert (single.log_likelihood != double.log_likelihood).any()

@@ -41,12 +41,12 @@ def random_model(datasets: int, k: int, d: int, gate: Gate, seed: int = 0, tau: 
     return GaussianMoE(beta0, beta1, 2 * normal(k, d), normal(k), 0.3 * (0.3 * normal(k)).exp(), tau_, gate)
 
 
-def scipy_best(x: Tensor, y: Tensor, model: GaussianMoE, temperature: bool) -> float:
+def scipy_best(x: Tensor, y: Tensor, model: GaussianMoE, free_tau: bool) -> float:
     """The log-likelihood of one data set that scipy's L-BFGS-B reaches from `model`, within our bounds."""
     layout = Layout(model.num_experts, model.dim, model.gate)
     floor = 1e-3 * y.var(correction=0)[None]
     theta = layout.pack(model)
-    low, high = layout.bounds(theta, floor, temperature, 200.0, 1e-3)
+    low, high = layout.bounds(theta, floor, free_tau, 200.0, 1e-3)
 
     def minus(row: np.ndarray) -> tuple[float, np.ndarray]:
         at = torch.tensor(row)[None].requires_grad_()
@@ -67,19 +67,19 @@ def test_scipy_finds_no_better_maximum():
     nor from our start, the truth with noise.
     """
     for seed in range(50):
-        g, temperature = generator(seed), seed >= 40
-        if temperature:
+        g, free_tau = generator(seed), seed >= 40
+        if free_tau:
             truth = starts.near(truths.temperature_truth("tanh"), 1, 0.2, g)
         else:
             truth = random_model(1, 2 + seed % 2, 1 + seed % 3 // 2, Gate(), seed=seed)
         x = torch.randn(1, 300, truth.dim, dtype=torch.float64, generator=g)
         y = truth.sample(x, g)
         start = starts.near(truth[0], 1, 0.1, g)
-        ours = fit(pack(x, y), start, temperature=temperature, polish="lbfgs", tolerance=1e-9)
+        ours = fit(pack(x, y), start, free_tau=free_tau, polish="lbfgs", tolerance=1e-9)
         near = ours.model.map(lambda t, g=g: t * (1 + 0.01 * torch.randn(t.shape, dtype=t.dtype, generator=g)))
-        near = near if temperature else replace(near, tau=ours.model.tau)
-        assert scipy_best(x, y, near, temperature) <= ours.log_likelihood.item() + 1e-6, seed
-        assert scipy_best(x, y, start, temperature) <= ours.log_likelihood.item() + 1e-6, seed
+        near = near if free_tau else replace(near, tau=ours.model.tau)
+        assert scipy_best(x, y, near, free_tau) <= ours.log_likelihood.item() + 1e-6, seed
+        assert scipy_best(x, y, start, free_tau) <= ours.log_likelihood.item() + 1e-6, seed
 
 
 def test_scipy_finds_no_better_maximum_of_a_top_k_gate():

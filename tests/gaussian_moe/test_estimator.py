@@ -112,7 +112,7 @@ def test_samples_follow_the_model():
         {},
         {"top_k": 2, "n_experts": 3},
         {"top_k": 2, "n_experts": 3, "rank": "slope"},
-        {"activation": "tanh", "temperature": True},
+        {"activation": "tanh", "free_tau": True},
     ],
 )
 def test_units_do_not_matter(options):

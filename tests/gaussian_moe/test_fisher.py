@@ -73,7 +73,7 @@ def test_scores_against_autograd(activation, seed, dim, top_k):
     assert torch.allclose(log_density.flatten(), flat(theta), atol=1e-12)
     expected = torch.autograd.functional.jacobian(flat, theta)
     assert torch.allclose(score.flatten(0, 1), expected, atol=1e-9)
-    without = density_and_score(model, x, y, temperature=False)[1]
+    without = density_and_score(model, x, y, free_tau=False)[1]
     tau = (k - 1) * (1 + dim)
     assert torch.equal(without, torch.cat([score[..., :tau], score[..., tau + 1 :]], -1))
 
@@ -92,14 +92,14 @@ def test_information_is_the_mean_negative_second_derivative():
 def test_information_of_one_gaussian_in_closed_form():
     # k = 1: X X^T / nu for (a, b), 1 / (2 nu^2) for nu; E X = 0 and E X^2 = 1/3 on [-1, 1].
     model = GaussianMoE.of([0], [0], [1.5], [2], [0.49])
-    given = fisher_information(model, SYMMETRIC, temperature=False)
+    given = fisher_information(model, SYMMETRIC, free_tau=False)
     assert given.names == ("a_1", "b_1", "variance_1")
     expected = torch.diag(torch.tensor([1 / 3 / 0.49, 1 / 0.49, 1 / (2 * 0.49**2)], dtype=torch.float64))
     assert torch.allclose(given.matrix, expected, atol=1e-9)
 
 
 def test_standard_errors_of_the_dense_truth():
-    given = fisher_information(DENSE, UNIT, temperature=False)
+    given = fisher_information(DENSE, UNIT, free_tau=False)
     errors = dict(zip(given.names, given.standard_errors().tolist(), strict=True))
     expected = {"beta0_1": 23.5, "beta1_1": 72.3, "a_1": 1.80, "a_2": 6.78, "b_1": 1.23, "b_2": 1.34}
     expected |= {"variance_1": 0.16, "variance_2": 0.40}
@@ -110,9 +110,9 @@ def test_standard_errors_of_the_dense_truth():
 
 
 def test_the_sparse_truth_is_regular_and_a_top1_gate_is_not():
-    sparse = fisher_information(SPARSE, SYMMETRIC, temperature=False)
+    sparse = fisher_information(SPARSE, SYMMETRIC, free_tau=False)
     assert sparse.matrix.shape == (13, 13) and sparse.standard_errors().isfinite().all()
-    top1 = fisher_information(TOP1, UNIT, temperature=False)
+    top1 = fisher_information(TOP1, UNIT, free_tau=False)
     assert [name for name, e in zip(top1.names, top1.standard_errors().tolist(), strict=True) if e == math.inf] == [
         "beta0_1",
         "beta1_1",
@@ -148,7 +148,7 @@ def test_homogeneous_activations_have_a_null_vector(informations, activation, nu
     errors = given.standard_errors()
     assert (errors[:3] == math.inf).all() and errors[3:].isfinite().all()
     # What the ray does not move is estimated as well as with tau known.
-    known = fisher_information(temperature_truth(activation), SYMMETRIC, temperature=False)
+    known = fisher_information(temperature_truth(activation), SYMMETRIC, free_tau=False)
     assert torch.allclose(errors[3:], known.standard_errors()[2:], rtol=1e-6)
     # The mean of the squared second derivative along the null vector is 0; along beta_1 alone it is not.
     assert float(basis.mT @ given.matrix @ basis) < 1e-14 < float(given.matrix[1, 1])

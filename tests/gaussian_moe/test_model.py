@@ -164,7 +164,7 @@ def test_many_models_are_each_by_itself():
             torch.testing.assert_close(scaled[i, j].log_density(X, y[0, 0]), together[i, j], rtol=1e-13, atol=1e-13)
     assert scaled[1:3, 0].models == (2,)
     assert truths.SPARSE.free_parameters() == 13 and truths.DENSE.free_parameters() == 8
-    assert truths.TEMPERATURE.free_parameters(temperature=True) == 9
+    assert truths.TEMPERATURE.free_parameters(free_tau=True) == 9
     assert (
         truths.DENSE.map(lambda tensor: tensor.float()).log_density(X.float(), X[:, 0].float()).dtype == torch.float32
     )

@@ -75,7 +75,7 @@ def test_starts_do_not_shrink_with_n(regime):
         assert all(len(models) == 1 + (this.max_bias == study.MAX_BIAS) for models in of)
     assert 0.7 < spread[1] / spread[0] < 1.4
     tau = torch.stack([models[0].tau[0] for models in of])
-    assert (tau.log().std() > 0.2) == this.temperature
+    assert (tau.log().std() > 0.2) == this.free_tau
 
 
 # Measurements ---------------------------------------------------------------------------------------------------------

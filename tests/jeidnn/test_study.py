@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gated import jeidnn as j
-from gated.jeidnn import study
+from gated.jeidnn import recipe, study
 
 
 def rng(seed=0):
@@ -23,11 +23,11 @@ def small():
     x = torch.randn(5000, 6, generator=rng())
     norm = x.square().sum(1)
     y = (norm > 4.3).long() + (norm > 6.6)
-    before, study.TURNS = study.TURNS, 2
+    before, recipe.TURNS = recipe.TURNS, 2
     try:
         return study.measure(x, y, body, 0, 4, [0.1, 1.0], [1.0])
     finally:
-        study.TURNS = before
+        recipe.TURNS = before
 
 
 def test_parts_share_nothing():
@@ -76,12 +76,12 @@ def test_arms_that_are_looked_at_closely():
     """Quality for those named; other statistics for the gates of the last, and other targets only for post-hoc."""
     x = torch.randn(2000, 6, generator=rng(1))
     y = (x.square().sum(1) > 5).long()
-    before, study.TURNS = study.TURNS, 1
+    before, recipe.TURNS = recipe.TURNS, 1
     try:
         body = lambda: j.ResidualMLP(6, 2, dim=8, depth=3)  # noqa: E731
         found = study.measure(x, y, body, 0, 2, [0.5], [0.5], False, ["weighted", "hazards"], ["weighted", "hazards"])
     finally:
-        study.TURNS = before
+        recipe.TURNS = before
     assert found["quality"][0].keys() == {
         f"{words}{arm}" for arm in ("weighted", "hazards") for words in ("", "threshold at the cost of ")
     }

@@ -1,28 +1,27 @@
-"""The cards: thirteen, in the book's order, complete, and shown in every form."""
+"""The cards: one a paper, in the book's order, complete, and shown in every form."""
 
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
+import yaml
 
 from gated.lab.cards import CARDS, cards_table
 
-ORDER = [
-    *("gla", "moe", "pregated", "topk_theory", "temperature_theory"),
-    *("ninformer", "polarization", "jeidnn", "advmoe"),
-    *("stn", "langevinflow", "commformer", "online_cbf"),
-]
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+PAGES = {part["caption"]: [Path(page["file"]).name for page in part["chapters"]] for part in PARTS}
+ORDER = [name for names in PAGES.values() for name in names if name in CARDS]
 
 
-def test_thirteen_papers_in_the_books_order():
+def test_the_papers_stand_in_the_books_order():
     assert list(CARDS) == ORDER
-    assert len({card.link for card in CARDS.values()}) == 13
-    parts = [card.part for card in CARDS.values()]
-    assert list(dict.fromkeys(parts)) == ["Sequences", "Experts", "Theory", "Vision", "Time", "Agents"]
-    assert parts == sorted(parts, key=list(dict.fromkeys(parts)).index)
+    assert len({card.link for card in CARDS.values()}) == len(CARDS) >= 13
+    assert all(card.chapter in PAGES[card.part] for card in CARDS.values())
 
 
-@pytest.mark.parametrize("card", CARDS.values(), ids=ORDER)
+@pytest.mark.parametrize("card", CARDS.values(), ids=list(CARDS))
 def test_a_card_is_complete(card):
     assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", card.link)
     assert 2019 <= card.year <= 2025
@@ -41,7 +40,7 @@ def test_a_card_is_complete(card):
 
 def test_the_table_says_what_is_still_to_come():
     lines = str(cards_table()).splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 1 + len(CARDS)
     for line, card in zip(lines[1:], CARDS.values(), strict=True):
         assert line.startswith(card.chapter)
         assert ("(coming)" in line) == (card.status == "coming")

@@ -161,11 +161,12 @@ def test_stored_makes_the_full_run_once_and_reads_it_back(checkout, monkeypatch)
     read = claims.stored("gla", "recall", lambda **k: calls.append(k) or experiment(**k), live, full)
     assert read == made == ({"loss": [0.0], "n": 1}, {"loss": [0.0, 2.0, 4.0], "n": 3})
     assert calls == [live]
-    entry = json.loads((checkout / "book/_results/gla.json").read_text())["recall"]
+    entry = json.loads((checkout / "book/_results/gla.json").read_text(encoding="utf-8"))["recall"]
     assert entry["command"] == "make results-gla"
     assert entry["seeds"] == [0, 1, 2]
     assert entry["versions"]["python"] == platform.python_version()
-    assert entry["versions"]["torch"] == torch.__version__
+    # a wheel's name may or may not tell the build ("+cu130") that PyTorch tells
+    assert entry["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert "/" not in entry["machine"].replace("w/", "")
     line = str(claims.provenance("gla", "recall"))
     assert "make results-gla" in line

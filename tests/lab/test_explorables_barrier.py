@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -13,6 +12,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from figure_page import difference, drag_by_finger, shown
 
 from gated.kernels.barrier_qp import barrier_qp
 from gated.lab.explorables import barrier_scene as play
@@ -41,21 +41,6 @@ STATES = {
     "beyond": {"view": "braking", "alpha": 2.8},
     "hit": {"view": "braking", "alpha": 4},
 }
-
-
-def shown(page, index: int = 0) -> dict:
-    return json.loads(page.locator("[data-explorable=barrier]").nth(index).get_attribute("data-values"))
-
-
-def difference(a, b) -> float:
-    """The largest relative difference of numbers (absolute below 1); infinite where the structure or a word differs."""
-    if isinstance(a, dict):
-        return max(map(difference, a.values(), (b[key] for key in a))) if a.keys() == b.keys() else np.inf
-    if isinstance(a, list):
-        return max(map(difference, a, b), default=0.0) if len(a) == len(b) else np.inf
-    if isinstance(a, str) or isinstance(b, str):
-        return 0.0 if a == b else np.inf
-    return abs(a - b) / max(1.0, abs(a))
 
 
 @cache
@@ -364,18 +349,12 @@ def test_discs_are_dragged_by_mouse_and_keys_and_stay_apart(visit):
 
 def test_a_finger_drags_discs_and_the_page_stays(visit):
     page = visit(BarrierExplorable().html() + "<p style='height: 900px'>", width=375, has_touch=True, is_mobile=True)
-    touch = page.context.new_cdp_session(page)
 
     def drag(handle, dx, dy):
         box = handle.locator("circle").last.bounding_box()
         assert box["width"] > 30  # wide enough for a finger
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        for kind, points in (
-            ("touchStart", [(x, y)]), ("touchMove", [(x + dx / 3, y + dy / 3)]), ("touchMove", [(x + dx, y + dy)]),
-            ("touchEnd", []),
-        ):  # fmt: skip
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-        page.wait_for_timeout(100)  # a page that scrolls would do it now
+        drag_by_finger(page, (x, y), (x + dx / 3, y + dy / 3), (x + dx, y + dy))
 
     before = shown(page)["gaps"]
     drag(page.locator("[data-handle=agent]"), -30, 40)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import random
 
 import pytest
 import torch
+from figure_page import difference, drag_by_finger, shown
 
 from gated.commformer import graph_from_indices, inclusion_probability, messages, sample_graph
 from gated.commformer.rivals import Sweep, empty_graph, full_graph
@@ -18,21 +17,6 @@ from gated.lab.explorables import board_run as run
 from gated.lab.explorables.board import EXAMPLES, GRAPHS, READINGS, WORDS, BoardExplorable, preset, written
 
 WRONG, GOOD, BLIND = (GRAPHS[name] for name in ("one wrong row", "all hear a seer", "only the blind"))
-
-
-def shown(page) -> dict:
-    return json.loads(page.locator("[data-explorable=board]").get_attribute("data-values"))
-
-
-def difference(a, b) -> float:
-    """The largest relative difference of numbers (absolute below 1); infinite where the structure or a word differs."""
-    if isinstance(a, dict):
-        return max(map(difference, a.values(), (b[key] for key in a))) if a.keys() == b.keys() else math.inf
-    if isinstance(a, list):
-        return max(map(difference, a, b)) if len(a) == len(b) else math.inf
-    if isinstance(a, str) or isinstance(b, str):
-        return 0.0 if a == b else math.inf
-    return abs(a - b) / max(1.0, abs(a))
 
 
 def of(name: str, **state) -> BoardExplorable:
@@ -295,12 +279,8 @@ def test_a_finger_drags_an_agent_and_taps_an_entry(visit):
     assert box["width"] > 30  # wide enough for a finger
     side = page.locator("[data-view='0'] + rect").bounding_box()["width"]
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    before, touch = int(agent.get_attribute("aria-valuenow")), page.context.new_cdp_session(page)
-    for kind, points in (
-        ("touchStart", [(x, y)]), ("touchMove", [(x, y + side / 2)]), ("touchMove", [(x, y + side)]), ("touchEnd", [])
-    ):  # fmt: skip
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    page.wait_for_timeout(100)  # a page that scrolls would do it now
+    before = int(agent.get_attribute("aria-valuenow"))
+    drag_by_finger(page, (x, y), (x, y + side / 2), (x, y + side))
     assert int(agent.get_attribute("aria-valuenow")) == before + 5 and page.evaluate("scrollY") == 0
     entry = page.locator("[data-pick='32']")
     entry.scroll_into_view_if_needed()

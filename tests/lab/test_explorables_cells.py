@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from figure_page import shown
 
 from gated.gaussian_moe.distances import total_variation
 from gated.gaussian_moe.truths import DENSE, UNIT
@@ -89,10 +90,6 @@ def test_a_value_out_of_range_is_named(name, value):
 
 
 # In the browser ----------------------------------------------------------------------------------------------------
-
-
-def shown(page, index: int = 0) -> dict:
-    return json.loads(page.locator("[data-explorable]").nth(index).get_attribute("data-values"))
 
 
 def alike(a, b, tolerance: float = 1e-12) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 
 import pytest
 import torch
+from figure_page import shown
 
 from gated.backbones import ResNet
 from gated.lab.explorables.consensus import LEAN, NEED, ConsensusExplorable, noise
@@ -20,10 +20,6 @@ AXES = {"fair": {}, "consensus": {"lambda_p": 0.8}, "apart": {"lambda_p": -1}}
 def gain(number: float, modes: str = "two") -> torch.Tensor:
     rows = NEED[:1] * 200 if modes == "one" else NEED[1:2] * 120 + NEED[2:] * 80
     return number * torch.tensor(rows, dtype=torch.float64)
-
-
-def shown(page) -> dict:
-    return json.loads(page.locator("[data-explorable=consensus]").get_attribute("data-values"))
 
 
 def test_400_steps_in_the_browser_are_400_steps_of_the_library(visit):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from figure_page import drag_by_finger, shown
 
 from gated.lab.explorables.dial import CORNER, COUNTS, PLACES, DialExplorable
 from gated.ninformer import DIGITS, MNIST, Sizes, block_macs, build
@@ -26,10 +26,6 @@ def figure(sizes: Sizes = SMALL, depth: int = 2, seed: int = 0, scale: float = 0
     images = torch.rand(4, 1, 8, 8, generator=generator)
     images[:, :, 0, 0] = 0  # paint in the corner is seen
     return DialExplorable(net, images, torch.tensor([3, 1, 4, 1]), RISING, **state)
-
-
-def shown(page, index: int = 0) -> dict:
-    return json.loads(page.locator("[data-explorable=dial]").nth(index).get_attribute("data-values"))
 
 
 def far(a, b) -> float:
@@ -151,17 +147,9 @@ def test_paint_by_finger_does_not_scroll(visit):
     page = visit(figure(paint=CLEAN).html(), width=375, has_touch=True, is_mobile=True)
     box = page.locator("[data-pixel='0']").bounding_box()
     assert box["width"] > 18
-    touch, x, y = page.context.new_cdp_session(page), box["x"] + 10, box["y"] + 10
+    x, y = box["x"] + 10, box["y"] + 10
     step = page.locator("[data-pixel='8']").bounding_box()["y"] - box["y"]
-    for kind, points in (
-        ("touchStart", [(x, y + 3 * step)]),
-        ("touchMove", [(x, y + 2 * step)]),
-        ("touchMove", [(x, y + step)]),
-        ("touchMove", [(x, y)]),
-        ("touchEnd", []),
-    ):
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    page.wait_for_timeout(100)
+    drag_by_finger(page, (x, y + 3 * step), (x, y + 2 * step), (x, y + step), (x, y))
     assert page.evaluate("scrollY") == 0
     assert sum(map(abs, [1 - bare for bare in shown(page)["bare"]])) == 2  # four pixels of two patches
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 375

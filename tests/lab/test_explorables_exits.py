@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from figure_page import drag_by_finger, shown
 
 from gated.jeidnn import (
     UncertaintyGate,
@@ -54,10 +55,6 @@ def random_exits(rng: random.Random, trace: dict) -> ExitsExplorable:
         patience=rng.randint(1, exits),
         hopeless=rng.choice(["none", "added", "marked"]),
     )
-
-
-def shown(page, index: int = 0) -> dict:
-    return json.loads(page.locator("[data-explorable]").nth(index).get_attribute("data-values"))
 
 
 def apart(a, b) -> float:
@@ -383,12 +380,7 @@ def test_a_gate_is_dragged_by_a_finger(visit):
     dot = page.locator("[data-handle='3']")
     box = dot.locator("circle").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-    for what, points in (
-        ("touchStart", [(x, y)]), ("touchMove", [(x, y - 20)]), ("touchMove", [(x, y - 40)]), ("touchEnd", []),
-    ):  # fmt: skip
-        touch.send("Input.dispatchTouchEvent", {"type": what, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    page.wait_for_timeout(100)
+    drag_by_finger(page, (x, y), (x, y - 20), (x, y - 40))
     assert float(dot.get_attribute("aria-valuenow")) > 0.75 and page.evaluate("scrollY") == 0
 
 

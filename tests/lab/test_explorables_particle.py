@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from importlib.resources import files
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from figure_page import drag_by_finger, shown
 
 from gated.lab.explorables import particle_flow as flow
 from gated.lab.explorables.particle import WORDS, ParticleExplorable
@@ -90,10 +90,6 @@ def near(shown: dict, expected: dict) -> None:
     trace, square = sum(pairs), sum(e * e for e in pairs)  # symmetric in twins, which a matrix gives to the root only
     assert trace == pytest.approx(sum(expected["eigenvalues"]), rel=1e-9, abs=1e-9)
     assert square == pytest.approx(sum(e * e for e in expected["eigenvalues"]), rel=1e-9, abs=1e-9)
-
-
-def shown(page, index: int = 0) -> dict:
-    return json.loads(page.locator("[data-explorable=particle]").nth(index).get_attribute("data-values"))
 
 
 def test_the_browser_has_the_librarys_laws_and_steps(visit):
@@ -323,15 +319,7 @@ def test_the_blob_is_dragged_by_a_finger(visit):
     box = page.locator("[data-handle] circle").first.bounding_box()
     assert box["width"] > 30  # wide enough for a finger
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-    for kind, points in (
-        ("touchStart", [(x, y)]),
-        ("touchMove", [(x - 20, y - 20)]),
-        ("touchMove", [(x - 80, y - 60)]),
-        ("touchEnd", []),
-    ):
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    page.wait_for_timeout(100)  # a page that scrolls would do it now
+    drag_by_finger(page, (x, y), (x - 20, y - 20), (x - 80, y - 60))
     assert float(page.locator("[data-handle]").get_attribute("aria-valuenow")) < 0 and page.evaluate("scrollY") == 0
 
 

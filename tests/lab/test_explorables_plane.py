@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 
 import pytest
 import torch
+from figure_page import drag_by_finger, shown
 
 from gated.advmoe import exact_margin
 from gated.lab.explorables.plane import EXPERTS, GRID, REACH, ROUTERS, WIDEST, WORDS, PlaneExplorable
@@ -19,10 +19,6 @@ STATES = {
     "own": {"point": (0.9, 0.1)},
     "wrong": {"point": (0.5, -1.2)},
 }
-
-
-def shown(page) -> dict:
-    return json.loads(page.locator("[data-explorable]").get_attribute("data-values"))
 
 
 def drawn(rng: random.Random, dim: int) -> dict:
@@ -188,15 +184,7 @@ def test_the_point_is_dragged_by_a_finger(visit):
     box = handle.locator("circle").nth(1).bounding_box()
     assert box["width"] > 30  # wide enough for a finger
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-    for kind, points in (
-        ("touchStart", [(x, y)]),
-        ("touchMove", [(x - 20, y + 20)]),
-        ("touchMove", [(x - 60, y + 60)]),
-        ("touchEnd", []),
-    ):
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    page.wait_for_timeout(100)  # a page that scrolls would do it now
+    drag_by_finger(page, (x, y), (x - 20, y + 20), (x - 60, y + 60))
     assert float(handle.get_attribute("aria-valuenow")) < -0.3 and page.evaluate("scrollY") == 0
     assert page.locator("[data-verdict]").text_content().startswith("Beaten on its own path")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from importlib.resources import files
@@ -10,6 +9,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+from figure_page import difference, drag_by_finger, shown
 from sklearn.linear_model import Ridge
 
 from gated.lab.explorables.response import METHODS, WORDS, ResponseExplorable
@@ -26,21 +26,6 @@ MASS = MASS / MASS.sum()
 
 def game(spectrum=PLAIN, *, tau: float = 0.01, noise: float = 0.0, seed: int = 0) -> RidgeTuning:
     return RidgeTuning(tuple(spectrum), tau, noise, seed)
-
-
-def shown(page) -> dict:
-    return json.loads(page.locator("[data-explorable=response]").get_attribute("data-values"))
-
-
-def difference(a, b) -> float:
-    """The largest relative difference of numbers (absolute below 1); infinite where the structure or a word differs."""
-    if isinstance(a, dict):
-        return max(map(difference, a.values(), (b[key] for key in a))) if a.keys() == b.keys() else np.inf
-    if isinstance(a, list):
-        return max(map(difference, a, b)) if len(a) == len(b) else np.inf
-    if isinstance(a, str) or isinstance(b, str):
-        return 0.0 if a == b else np.inf
-    return abs(a - b) / max(1.0, abs(a))
 
 
 def test_the_browser_agrees_on_240_states(visit):
@@ -251,12 +236,7 @@ def test_the_spectrum_is_dragged_by_mouse_keys_and_finger(visit):
     box = dot.locator("circle").nth(1).bounding_box()
     assert box["width"] > 30  # wide enough for a finger
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = page.context.new_cdp_session(page)
-    for kind, points in (
-        ("touchStart", [(x, y)]), ("touchMove", [(x, y - 20)]), ("touchMove", [(x, y - 30)]), ("touchEnd", [])
-    ):  # fmt: skip
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": a, "y": b} for a, b in points]})
-    page.wait_for_timeout(100)  # a page that scrolls would do it now
+    drag_by_finger(page, (x, y), (x, y - 20), (x, y - 30))
     assert float(dot.get_attribute("aria-valuenow")) > 2 and page.evaluate("scrollY") == 0
 
 

@@ -98,7 +98,7 @@ def test_touching_starts_are_allowed():
         (lambda: SafetyFilter(dt=0), "dt must be positive"),
         (lambda: SafetyFilter(xi=math.nan), "xi must be positive"),
         (lambda: SafetyFilter(max_speed=math.inf), "max_speed must be positive and finite"),
-        (lambda: SafetyFilter(nearest=0), "nearest must be at least 1"),
+        (lambda: SafetyFilter(nearest=0), "nearest must be an integer of at least 1"),
         (lambda: GraphTuner(low=3, start=2), "low, start and high"),
         (lambda: GraphTuner(high=2, start=3), "low, start and high"),
         (lambda: Neighbourhood(1, sees=("others", "others")), "sees must name"),

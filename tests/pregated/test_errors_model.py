@@ -9,14 +9,14 @@ SIZES = {"vocab": 5, "dim": 8, "hidden": 8, "blocks": 3, "num_experts": 2, "head
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        *[({name: 0}, f"{name} must be at least 1, got 0") for name in SIZES],
-        ({"k": 0}, "k must be at least 1"),
+        *[({name: 0}, f"{name} must be an integer of at least 1; got 0") for name in SIZES],
+        ({"k": 0}, "k must be an integer of at least 1"),
         ({"k": 3}, "k must be at most num_experts = 2, got 3"),
-        ({"between": -1}, "between must be at least 0"),
+        ({"between": -1}, "between must be an integer of at least 0"),
         ({"heads": 3}, "dim must be a multiple of heads = 3, got 8"),
         ({"router": "oracle"}, "router must be"),
         ({"look_ahead": 3}, r"look_ahead must lie in 0..2 for 3 blocks, got 3"),
-        ({"look_ahead": -1}, "look_ahead must lie"),
+        ({"look_ahead": -1}, "look_ahead must be an integer of at least 0"),
         ({"look_ahead": 1, "router": "hash"}, "look_ahead must be 0 for router 'hash'"),
     ],
 )

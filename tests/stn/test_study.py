@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gated.backbones import macs
 from gated.stn import StnLinear, study, theory
+from gated.stn import runs as several
 
 
 def toy(seed: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,7 +40,7 @@ def test_windows_do_not_reach_into_another_part():
 
 def test_a_schedule_is_replayed_step_by_step_and_a_constant_one_is_a_fixed_setting():
     setting = {"first": 0.4, "noise": 0.3}
-    raw = study._models(TASK, [0], [setting], False, 8, 0.5, False)[0].hyperparameters.raw.detach()
+    raw = several._models(TASK, [0], [setting], False, 8, 0.5, False)[0].hyperparameters.raw.detach()
     flat = study.fixed(TASK, [0], [setting], 12, 0.05)
     assert study.fixed(TASK, [0], raw.expand(1, 12, -1), 12, 0.05) == flat
     assert study.fixed(TASK, [0], [{}], 12, 0.05) != flat
@@ -49,7 +50,7 @@ def test_a_schedule_is_replayed_step_by_step_and_a_constant_one_is_a_fixed_setti
 
 
 def test_tuned_runs_start_where_they_are_told_and_keep_still_in_the_warm_up(monkeypatch):
-    monkeypatch.setattr(study, "WARMUP", 6)
+    monkeypatch.setattr(several, "WARMUP", 6)
     found, raw = study.tune(TASK, [0, 1], 12, (0.02, 0.05), starts=[{"first": 0.3}, {}])
     assert found[0]["schedule"]["first"][0] == pytest.approx(0.3, rel=1e-5)
     assert found[1]["schedule"]["first"][0] == pytest.approx(0.05, rel=1e-5)
@@ -74,15 +75,15 @@ def test_a_loss_that_is_not_finite_costs_its_own_run_only(monkeypatch):
         def __init__(self, task, models, seeds, both, **options):
             self.draws_of = list(seeds)
 
-    monkeypatch.setattr(study, "_Ensemble", Fake)
-    monkeypatch.setattr(study, "_finish", finish)
+    monkeypatch.setattr(several, "_Ensemble", Fake)
+    monkeypatch.setattr(several, "_finish", finish)
     found = study.fixed(TASK, [0, 1, 2, 3, 4], [{}] * 5, 5, 0.1)
     assert [r.get("seed") for r in found] == [0, 1, 2, None, 4]
     assert found[3]["diverged"] and found[3]["test"] == pytest.approx(math.log(10))
 
 
 def test_controls_hold_what_they_say(monkeypatch):
-    monkeypatch.setattr(study, "WARMUP", 2)
+    monkeypatch.setattr(several, "WARMUP", 2)
     found = study.controls(TASK, [0, 1], 8, 0.05, (0.02, 0.05))
     assert len(found["grid"][0]) == 15 == len(study.grid(TASK))
     for runs, j, best in zip(found["grid"], found["chosen"], found["best"], strict=True):
@@ -105,7 +106,7 @@ def test_cost_of_a_cycle_by_counting_products():
 
 @pytest.mark.parametrize("method", ["implicit", "unrolled"])
 def test_hypergradients_without_gates_move_noise_and_decay(method, monkeypatch):
-    monkeypatch.setattr(study, "WARMUP", 2)
+    monkeypatch.setattr(several, "WARMUP", 2)
     task = study.signals(toy(0, 150), toy(1, 60), ("noise", "decay"), train=80, valid=50)._replace(width=8, batch=16)
     found = study.implicit(task, [0, 1], 10, (0.05, 0.05), method)
     assert len(found) == 2 and set(found[0]["schedule"]) == {"noise", "decay"}
@@ -123,8 +124,8 @@ def test_implicit_of_the_study_is_the_theorys_on_one_batch(monkeypatch):
         seen.append(options)
         return slope
 
-    monkeypatch.setattr(study, "implicit_hypergradient", spy)
-    monkeypatch.setattr(study, "WARMUP", 0)
+    monkeypatch.setattr(several, "implicit_hypergradient", spy)
+    monkeypatch.setattr(several, "WARMUP", 0)
     task = study.signals(toy(0, 150), toy(1, 60), ("noise", "decay"), train=80, valid=50)._replace(width=8, batch=16)
     study.implicit(task, [0], 4, (0.05, 0.05), "implicit")
     assert seen == [{"iterations": 5, "damping": 0.1}] * 2

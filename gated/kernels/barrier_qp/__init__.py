@@ -40,7 +40,14 @@ __all__ = ["BarrierQP", "barrier_qp", "naive_barrier_qp"]
 
 
 class BarrierQP(NamedTuple):
-    """What the rows leave of the wish. Where no u fulfils them: u = 0, value inf, active -1, and no gradient."""
+    """What the rows leave of the wish. Where no u fulfils them: u = 0, value inf, active -1, and no gradient.
+
+    Example:
+        >>> row = torch.tensor([[1.0, 0.0]]), torch.tensor([9.0])  # asks for u_x >= 9
+        >>> answer = barrier_qp(*row, limit=1.0)
+        >>> answer.u.tolist(), answer.feasible.item()
+        ([0.0, 0.0], False)
+    """
 
     u: Float[Tensor, "*batch 2"]
     value: Float[Tensor, "*batch"]  # |u - w|^2 + xi max(0, c.u + d)^2
@@ -84,6 +91,11 @@ def barrier_qp(
 
     First order only: a second derivative is an error. A kink (a row that just touches the optimum) takes the
     derivative of one side.
+
+    Example:
+        >>> a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])
+        >>> barrier_qp(a, b, limit=1.0, nominal=torch.tensor([-1.0, 0.25])).u.tolist()
+        [0.5, 0.25]
     """
     _check({"a": a, "b": b, "c": c, "d": d, "nominal": nominal}, limit, xi)
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32

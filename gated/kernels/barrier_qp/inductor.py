@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def _optimum(table: Tensor, numbers: Tensor) -> list[Tensor]:
         steep = rise * xi
         t = t - steep * wish(start_x - t * ny, start_y + t * nx) / (steep * rise + 1)
         # bounds, how fast they give way as a row moves back, and the rows' numbers; of two limits each is one bound
-        bounds: list[tuple] = []
+        bounds: list[tuple[Any, ...]] = []
         for number, slope, at in ((m, -ny, start_x), (m + 2, nx, start_y)):
             turned, lower, upper, reached = slope < 0, -limit - at, at - limit, 2 * reach * slope.abs()
             give, which = (one / slope).abs().clamp_max(steepest), torch.where(turned, number + 1.0, zero + number)

@@ -21,6 +21,15 @@ def naive_barrier_qp(
 
     Two on each row's line, one for either piece of the objective, and the meeting point of each pair of rows. Plain
     autograd goes through the candidate that wins. Checks nothing.
+
+    Args:
+        xi: price of breaking the wish, as in `barrier_qp`.
+
+    Example:
+        >>> a, b = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[0.5]])
+        >>> u, value, feasible = naive_barrier_qp(a, b, limit=1.0, nominal=torch.tensor([[-1.0, 0.25]]))
+        >>> u.tolist(), feasible.tolist()
+        ([[0.5, 0.25]], [True])
     """
     w = a.new_zeros(len(a), 2) if nominal is None else nominal
     c = torch.zeros_like(w) if c is None else c

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
 from gated.kernels.gla import cpu
+from gated.kernels.gla.packing import Packing, checked_bounds, sequences
 from gated.kernels.gla.reference import naive_recurrent_gla
 
 __all__ = ["chunk_gla", "fused_recurrent_gla", "naive_recurrent_gla"]
@@ -69,6 +70,13 @@ def chunk_gla(
     order. The backward stores one state a segment of chunks and computes the rest again.
 
     Source: Yang et al. 2024 (arXiv 2312.06635), chunkwise parallel form.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 64, 2, 8) for _ in range(3))
+        >>> g = -torch.rand(1, 64, 2, 8)
+        >>> o, memory = chunk_gla(q, k, v, g, output_final_state=True)
+        >>> o.shape, memory.shape
+        (torch.Size([1, 64, 2, 8]), torch.Size([1, 2, 8, 8]))
     """
     _check_shapes(q, k, v, g, initial_state, cu_seqlens, "g")
     return _run("chunk", q, k, v, g, scale, initial_state, output_final_state, cu_seqlens)
@@ -94,6 +102,13 @@ def fused_recurrent_gla(
         gv: log of a value gate β: S_t = (α_tᵀ β_t) ⊙ S_{t-1} + k_tᵀ v_t. The paper fixes β = 1. A call with value
             gates runs the reference loop, for short sequences only.
         reverse: walk each sequence from its end to its start.
+
+    Example:
+        >>> q, k, v = (torch.randn(1, 16, 2, 8) for _ in range(3))
+        >>> g = -torch.rand(1, 16, 2, 8)
+        >>> o, _ = fused_recurrent_gla(q, k, v, g)
+        >>> torch.allclose(o, chunk_gla(q, k, v, g)[0], atol=1e-5)
+        True
     """
     _check_shapes(q, k, v, q if gk is None else gk, initial_state, cu_seqlens, "gk")
     if gv is not None and not (
@@ -118,9 +133,7 @@ def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens)
     # Where nothing is recorded the operator's dispatch is left out: decoding calls this once a token and layer.
     watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     plain = type(q) is Tensor and q.is_cpu and not watched
-    o, state, _ = (_gla_cpu if plain else torch.ops.gated.gla)(
-        q, k, v, g, scale, initial_state, cu_seqlens, form
-    )
+    o, state, _ = (_gla_cpu if plain else torch.ops.gated.gla)(q, k, v, g, scale, initial_state, cu_seqlens, form)
     return o, (state if output_final_state else None)
 
 
@@ -129,9 +142,9 @@ def _run_value_gated(q, k, v, gk, gv, scale, initial_state, output_final_state, 
         _check_gate(gk, "gk")
         _check_gate(gv, "gv")
     exact = _state_dtype(q)
-    bounds = list(pairwise(_bounds(cu_seqlens, q.shape[1])))
+    bounds = list(pairwise(checked_bounds(cu_seqlens, q.shape[1])))
     if initial_state is None:
-        initial_state = q.new_zeros(_sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
+        initial_state = q.new_zeros(sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
     states = initial_state.to(exact).chunk(len(bounds))  # one sequence each, or the whole batch
     outputs, last = [], []
     for (i, j), state in zip(bounds, states, strict=True):
@@ -147,7 +160,7 @@ def _run_value_gated(q, k, v, gk, gv, scale, initial_state, output_final_state, 
 
 def _reversal(q: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Index of the time axis that turns every sequence around."""
-    bounds = pairwise(_bounds(cu_seqlens, q.shape[1]))
+    bounds = pairwise(checked_bounds(cu_seqlens, q.shape[1]))
     return torch.cat([torch.arange(j - 1, i - 1, -1, device=q.device) for i, j in bounds])
 
 
@@ -160,9 +173,7 @@ def _check_shapes(q, k, v, g, initial_state, cu_seqlens, gate) -> None:
             shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
             raise ValueError(f"{name} must be a tensor [batch, time, heads, channels]; got {shape}")
         if y.dtype not in FLOATS:
-            raise ValueError(
-                f"{name} must be of a floating dtype; got {y.dtype}. Convert it, e.g. {name}.float()"
-            )
+            raise ValueError(f"{name} must be of a floating dtype; got {y.dtype}. Convert it, e.g. {name}.float()")
         if y.device != q.device:
             raise ValueError(f"{name} is on {y.device} but q is on {q.device}; move one of them")
     if q.is_cuda and q.dtype == torch.float64:
@@ -174,40 +185,28 @@ def _check_shapes(q, k, v, g, initial_state, cu_seqlens, gate) -> None:
         if y.shape != q.shape:
             raise ValueError(f"{name} must have the shape of q, {tuple(q.shape)}; got {tuple(y.shape)}")
     if v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            f"v must share batch, time and heads with q, {tuple(q.shape[:3])}; got {tuple(v.shape[:3])}"
-        )
+        raise ValueError(f"v must share batch, time and heads with q, {tuple(q.shape[:3])}; got {tuple(v.shape[:3])}")
     for name, y in (("q", q), ("v", v)):
         if 0 in y.shape:
             raise ValueError(f"{name} must not be empty; got shape {tuple(y.shape)}. Drop empty sequences")
     sequences = q.shape[0]
     if cu_seqlens is not None:
         if q.shape[0] != 1:
-            raise ValueError(
-                f"cu_seqlens packs sequences along time and needs a batch of 1 in q; got {q.shape[0]}"
-            )
+            raise ValueError(f"cu_seqlens packs sequences along time and needs a batch of 1 in q; got {q.shape[0]}")
         if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
-            raise ValueError(
-                f"cu_seqlens must be a tensor of at least two bounds [0, …, T]; got {cu_seqlens}"
-            )
+            raise ValueError(f"cu_seqlens must be a tensor of at least two bounds [0, …, T]; got {cu_seqlens}")
         if cu_seqlens.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"cu_seqlens must be int32 or int64; got {cu_seqlens.dtype}")
         sequences = cu_seqlens.numel() - 1
     if initial_state is not None:
         want = (sequences, q.shape[2], q.shape[3], v.shape[3])
         if not isinstance(initial_state, Tensor) or tuple(initial_state.shape) != want:
-            got = (
-                tuple(initial_state.shape)
-                if isinstance(initial_state, Tensor)
-                else type(initial_state).__name__
-            )
+            got = tuple(initial_state.shape) if isinstance(initial_state, Tensor) else type(initial_state).__name__
             raise ValueError(f"initial_state must be [sequences, heads, key, value] = {want}; got {got}")
         if initial_state.dtype not in FLOATS:
             raise ValueError(f"initial_state must be of a floating dtype; got {initial_state.dtype}")
         if initial_state.device != q.device:
-            raise ValueError(
-                f"initial_state is on {initial_state.device} but q is on {q.device}; move one of them"
-            )
+            raise ValueError(f"initial_state is on {initial_state.device} but q is on {q.device}; move one of them")
 
 
 def _check_results(o: Tensor, state: Tensor, **inputs: Tensor) -> None:
@@ -215,9 +214,7 @@ def _check_results(o: Tensor, state: Tensor, **inputs: Tensor) -> None:
     if (o.sum() + state.sum()).isnan():
         for name, y in inputs.items():
             if y.isnan().any():
-                raise ValueError(
-                    f"{name} holds NaN at {_first(y.isnan())}; mask or repair it before the call"
-                )
+                raise ValueError(f"{name} holds NaN at {_first(y.isnan())}; mask or repair it before the call")
 
 
 def _check_gate(g: Tensor, name: str) -> None:
@@ -234,18 +231,6 @@ def _first(wrong: Tensor) -> tuple[int, ...]:
     return tuple(wrong.nonzero()[0].tolist())
 
 
-def _bounds(cu_seqlens: Tensor | None, time: int) -> list[int]:
-    """The checked bounds of the sequences as a list."""
-    if cu_seqlens is None:
-        return [0, time]
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != time:
-        raise ValueError(f"cu_seqlens must run from 0 to T = {time}; got {bounds[0]} to {bounds[-1]}")
-    if any(j <= i for i, j in pairwise(bounds)):
-        raise ValueError(f"cu_seqlens must increase, so that no sequence is empty; got {bounds}")
-    return bounds
-
-
 # The operators ------------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +245,7 @@ def _gla_gpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
     """Outputs, last states, and the states that the backward starts from (none on a GPU: it computes them again)."""
     from gated.kernels.gla import gpu
 
-    packing = _Packing(q, cu_seqlens, 1 if form == "recurrent" else gpu.CHUNK)
+    packing = Packing(q, cu_seqlens, 1 if form == "recurrent" else gpu.CHUNK)
     forward = gpu.recurrent_forward if form == "recurrent" else gpu.chunk_forward
     h0 = None if initial_state is None else initial_state.float().contiguous()
     q, k, v, g = (packing.pack(y) for y in (q, k, v, g.float()))
@@ -280,9 +265,9 @@ _gla = torch.library.custom_op(
 @_gla.register_kernel("cpu")
 def _gla_cpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
     _check_gate(g, _GATE[form])
-    bounds, exact = _bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
+    bounds, exact = checked_bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
     if initial_state is None:
-        initial_state = q.new_zeros(_sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
+        initial_state = q.new_zeros(sequences(q, cu_seqlens), *q.shape[2:], v.shape[3])
     inputs, first = (y.to(exact) for y in (q, k, v, g)), initial_state.to(exact)
     with torch.autocast("cpu", enabled=False):
         o, state, entering = cpu.forward(
@@ -294,7 +279,7 @@ def _gla_cpu(q, k, v, g, scale, initial_state, cu_seqlens, form):
 
 @_gla.register_fake
 def _gla_fake(q, k, v, g, scale, initial_state, cu_seqlens, form):
-    state = q.new_empty(_sequences(q, cu_seqlens), *q.shape[2:], v.shape[3], dtype=_state_dtype(q))
+    state = q.new_empty(sequences(q, cu_seqlens), *q.shape[2:], v.shape[3], dtype=_state_dtype(q))
     if q.device.type == "cuda":
         return torch.empty_like(v, memory_format=torch.contiguous_format), state, state.new_empty(0)
     most = cpu.most_segments(q.shape, state.shape[0])
@@ -306,7 +291,7 @@ def _gla_backward_gpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do
     """Gradients of q, k, v, g and of the initial state."""
     from gated.kernels.gla import gpu
 
-    packing = _Packing(q, cu_seqlens, gpu.CHUNK)
+    packing = Packing(q, cu_seqlens, gpu.CHUNK)
     h0 = None if initial_state is None else initial_state.float().contiguous()
     dtypes = [y.dtype for y in (q, k, v, g)]
     q, k, v, g, do = (packing.pack(y) for y in (q, k, v, g.float(), do))
@@ -325,7 +310,7 @@ _gla_backward = torch.library.custom_op(
 
 @_gla_backward.register_kernel("cpu")
 def _gla_backward_cpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do, dstate):
-    bounds, exact = _bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
+    bounds, exact = checked_bounds(cu_seqlens, q.shape[1]), _state_dtype(q)
     inputs = (y.to(exact) for y in (q, k, v, g, do))
     states = {"dstate": dstate.to(exact), "entering": entering}
     with torch.autocast("cpu", enabled=False):
@@ -335,9 +320,7 @@ def _gla_backward_cpu(q, k, v, g, scale, initial_state, cu_seqlens, entering, do
 
 @_gla_backward.register_fake
 def _gla_backward_fake(q, k, v, g, scale, initial_state, cu_seqlens, entering, do, dstate):
-    return *(
-        torch.empty_like(y, memory_format=torch.contiguous_format) for y in (q, k, v, g)
-    ), torch.empty_like(dstate)
+    return *(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (q, k, v, g)), torch.empty_like(dstate)
 
 
 def _setup_context(ctx, inputs, output):
@@ -348,9 +331,7 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd(ctx, do, dstate, _):
     q, k, v, g, initial_state, cu_seqlens, entering = ctx.saved_tensors
-    grads = torch.ops.gated.gla_backward(
-        q, k, v, g, ctx.scale, initial_state, cu_seqlens, entering, do, dstate
-    )
+    grads = torch.ops.gated.gla_backward(q, k, v, g, ctx.scale, initial_state, cu_seqlens, entering, do, dstate)
     dinitial = None if initial_state is None else grads[4].to(initial_state.dtype)
     return *grads[:4], None, dinitial, None, None
 
@@ -372,43 +353,3 @@ def _flops_backward(q, k, v, g, *_, out_shape=None, **__) -> int:
     batch, time, heads, key = q
     chunk, value = min(cpu.CHUNK, time), v[3]
     return batch * time * heads * (2 * key * value + chunk * key) + 2 * _flops(q, k, v, g, 1.0, None, None, "chunk")
-
-
-def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> int:
-    return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-
-
-class _Packing:
-    """All sequences behind one another, each filled up with zeros to whole blocks: the layout of the GPU kernels."""
-
-    def __init__(self, q: Tensor, cu_seqlens: Tensor | None, block: int):
-        batch, time = q.shape[:2]
-        self.shape, self.block = (batch, time), block
-        self.index = None
-        if cu_seqlens is None:
-            blocks = -(-time // block)
-            self.padding = blocks * block - time
-            self.offsets = torch.arange(0, (batch + 1) * blocks, blocks, dtype=torch.int32, device=q.device)
-        else:
-            _bounds(cu_seqlens, time)
-            filled = -(-cu_seqlens.diff() // block)
-            self.offsets = torch.nn.functional.pad(filled.cumsum(0), (1, 0)).int()
-            sequence = torch.repeat_interleave(cu_seqlens.diff(), output_size=time)
-            self.index = (
-                torch.arange(time, device=q.device) + (self.offsets[:-1] * block - cu_seqlens[:-1])[sequence]
-            )
-            self.length = int(self.offsets[-1]) * block
-
-    def pack(self, y: Tensor) -> Tensor:
-        """[B, T, H, d] to [L, H, d]."""
-        if self.index is not None:
-            return y.new_zeros(self.length, *y.shape[2:]).index_copy_(0, self.index, y[0])
-        if self.padding:
-            y = torch.nn.functional.pad(y, (0, 0, 0, 0, 0, self.padding))
-        return y.flatten(0, 1).contiguous()
-
-    def unpack(self, y: Tensor) -> Tensor:
-        """[L, H, d] to [B, T, H, d]."""
-        if self.index is not None:
-            return y.index_select(0, self.index).unsqueeze(0)
-        return y.unflatten(0, (self.shape[0], -1))[:, : self.shape[1]].contiguous()

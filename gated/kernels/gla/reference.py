@@ -33,6 +33,11 @@ def naive_recurrent_gla(
         The outputs and the last state.
 
     Source: Yang et al. 2024 (arXiv 2312.06635), the recurrent form of the gated linear attention layer.
+
+    Example:
+        >>> x = torch.ones(1, 3, 1, 1)  # with k = v = 1 and no gate the memory counts
+        >>> naive_recurrent_gla(x, x, x, scale=1.0)[0].flatten().tolist()
+        [1.0, 2.0, 3.0]
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     batch, _, heads, key = q.shape

@@ -16,6 +16,9 @@ and y are read; no table of responsibilities [points, experts] goes through memo
     reference.py     the definition
     cpu.py           blocks in pieces that stay in the cache, or compiled
     gpu.py           Triton: a program for up to 256 points, then a sum over the programs of a data set
+
+Source: Jordan and Jacobs 1994, "Hierarchical mixtures of experts and the EM algorithm", for the two updates. Their sums
+in one pass, over selected experts and at a temperature, are ours.
 """
 
 from __future__ import annotations
@@ -66,6 +69,14 @@ def gmoe_em(
     Raises:
         ValueError: shapes that do not fit together, top_k out of range, an unknown rank or activation; on a CPU also
             parameters that are not finite and a variance or tau that is not positive.
+
+    Example:
+        >>> x = torch.randn(100, 2)
+        >>> points = Points.pack(x, torch.randn(100), torch.tensor([0, 100]))
+        >>> one = torch.ones(1, 2)  # one data set, two experts that are alike
+        >>> sums = gmoe_em(points, 0 * one, torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), 0 * one, one, one[:, 0])
+        >>> sums.moment.shape, round(sums.moment[0, 0, 0, 0].item(), 3)  # half of the points is each one's
+        (torch.Size([1, 2, 3, 3]), 50.0)
     """
     x, y, count, segment, segments = points
     if x.dtype not in (torch.float32, torch.float64):

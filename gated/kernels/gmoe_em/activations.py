@@ -21,7 +21,15 @@ ActivationName = Literal[
 
 
 class Activation(NamedTuple):
-    """sigma, sigma', and p where sigma is homogeneous of degree p (else None)."""
+    """sigma, sigma', and p where sigma is homogeneous of degree p (else None).
+
+    Args:
+        value, derivative: sigma and sigma'.
+
+    Example:
+        >>> ACTIVATIONS["identity"].degree
+        1
+    """
 
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]

@@ -14,6 +14,13 @@ class Statistics(NamedTuple):
 
     Numbers of the gate stand in the order beta_0i, beta_1i for i = 1..k-1 in turn, then tau: G = (k - 1) D + 1.
     The last expert's beta_0 and beta_1 are fixed (the softmax does not see a number that is added to all logits).
+
+    Example:
+        >>> points = Points.pack(torch.randn(9, 1), torch.randn(9), torch.tensor([0, 9]))
+        >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> sums = gmoe_em(points, zero, zero[..., None], zero[..., None], zero, one, one[:, 0])
+        >>> sums.log_likelihood.shape, sums.moment.shape, sums.gram.shape
+        (torch.Size([1]), torch.Size([1, 2, 2, 2]), torch.Size([1, 3, 3]))
     """
 
     log_likelihood: Float[Tensor, " segments"]

@@ -10,7 +10,20 @@ from torch import Tensor
 
 
 class Points(NamedTuple):
-    """Inputs and outputs of many data sets. The first `count` points of a block are real; the rest are zeros."""
+    """Inputs and outputs of many data sets. The first `count` points of a block are real; the rest are zeros.
+
+    Args:
+        segment, segments: the data set of each block, and how many data sets there are.
+
+    Raises:
+        ValueError: see `pack`.
+
+    Example:
+        >>> x, y = torch.randn(100, 2), torch.randn(100)
+        >>> points = Points.pack(x, y, torch.tensor([0, 60, 100]), length=32)
+        >>> points.count.tolist(), points.segment.tolist()
+        ([32, 28, 32, 8], [0, 0, 1, 1])
+    """
 
     x: Float[Tensor, "blocks dim length"]
     y: Float[Tensor, "blocks length"]

@@ -24,7 +24,17 @@ def naive_gmoe_em(
     rank: str,
     activation: str,
 ) -> tuple[Tensor, ...]:
-    """The fields of `Statistics` for data sets of one size: x [S, n, d], y [S, n], parameters as in `gmoe_em`."""
+    """The fields of `Statistics` for data sets of one size: x [S, n, d], y [S, n], parameters as in `gmoe_em`.
+
+    Example:
+        >>> x, y = torch.randn(1, 9, 1), torch.randn(1, 9)
+        >>> zero, one = torch.zeros(1, 2), torch.ones(1, 2)
+        >>> given = zero, zero[..., None], zero[..., None], zero, one, one[:, 0]
+        >>> sums = naive_gmoe_em(x, y, *given, 2, "logit", "identity")
+        >>> points = Points.pack(x[0], y[0], torch.tensor([0, 9]))
+        >>> torch.allclose(sums[0].double(), gmoe_em(points, *given).log_likelihood, atol=1e-4)
+        True
+    """
     (segments, n, d), k = x.shape, beta0.shape[1]
     value, derivative, _ = ACTIVATIONS[activation]
     z = x @ beta1.mT

@@ -46,6 +46,9 @@ def naive_langevin_scan(
 ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time dim"]]:
     """What `langevin_scan` computes, from its formulas, in the dtype of the inputs. Checks nothing.
 
+    Args:
+        scheme: as in `langevin_scan`, and so is all else.
+
     Example:
         >>> z0, v0, noise = torch.ones(1, 2), torch.zeros(1, 2), torch.randn(1, 5, 2)
         >>> options = {"stiffness": torch.ones(2), "step": 0.1, "decay": 0.9}

@@ -36,7 +36,12 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class TopK(NamedTuple):
-    """Which k experts each token takes. Slots that -inf leaves empty hold weight 0, expert -1 and position -1."""
+    """Which k experts each token takes. Slots that -inf leaves empty hold weight 0, expert -1 and position -1.
+
+    Example:
+        >>> topk_gate(torch.tensor([[0.0, float("-inf")]]), k=2).experts.tolist()
+        [[0, -1]]
+    """
 
     weights: Float[Tensor, "tokens k"]
     experts: Int[Tensor, "tokens k"]  # the largest logit first
@@ -58,6 +63,11 @@ def topk_gate(logits: Float[Tensor, "tokens experts"], k: int, *, renormalise: b
     Raises:
         ValueError: wrong rank or dtype, k out of range; on a CPU also NaN or +inf. (On a GPU the values are not looked
             at: that would make every call wait for the device.)
+
+    Example:
+        >>> taken = topk_gate(torch.tensor([[0.0, 1.0, 1.0]]), k=2)
+        >>> taken.experts.tolist(), taken.weights.tolist()
+        ([[1, 2]], [[0.5, 0.5]])
     """
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.dtype not in _FLOATS:
         got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__

@@ -12,7 +12,16 @@ def naive_topk_gate(
 ) -> tuple[
     Float[Tensor, "tokens k"], Int[Tensor, "tokens k"], Int[Tensor, "tokens k"], Int[Tensor, " bounds"]
 ]:
-    """Weights, experts, positions and offsets of `topk_gate`, by Python loops; plain autograd goes through it."""
+    """Weights, experts, positions and offsets of `topk_gate`, by Python loops; plain autograd goes through it.
+
+    Args:
+        renormalise: divide by the sum over the k kept.
+
+    Example:
+        >>> weights, experts, positions, offsets = naive_topk_gate(torch.tensor([[0.0, 1.0, 1.0]]), k=2)
+        >>> weights.tolist(), experts.tolist(), offsets.tolist()
+        ([[0.5, 0.5]], [[1, 2]], [0, 0, 1, 2])
+    """
     count = [0] * logits.shape[1]
     weights, experts, position = [], [], []
     for row in logits:

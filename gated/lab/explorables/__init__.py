@@ -9,7 +9,8 @@ from gated.lab.explorables.barrier import BarrierExplorable
 from gated.lab.explorables.board import BoardExplorable
 from gated.lab.explorables.cells import CellsExplorable
 from gated.lab.explorables.consensus import ConsensusExplorable
-from gated.lab.explorables.decay import DecayExplorable, decay_matrix, max_exponent
+from gated.lab.explorables.decay import DecayExplorable
+from gated.lab.explorables.decay_weights import decay_matrix, max_exponent
 from gated.lab.explorables.dial import DialExplorable
 from gated.lab.explorables.exits import ExitsExplorable
 from gated.lab.explorables.explorable import Explorable

@@ -176,8 +176,8 @@ function render({ model, el }) {
     pathOf(ys.map((v, i) => [x(xs[i]), y(v)]).filter((_, i) => i % every === 0 || i === ys.length - 1));
   const seen = (there) => ({ visibility: there ? "visible" : "hidden" });
   const spot = ([x, y]) => `translate(${x.toFixed(2)} ${y.toFixed(2)})`;
-  const groups = {}, calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  let frame = 0, button, made = "", kept;
+  const groups = {};
+  let halt = () => {}, made = "", kept;
 
   function drawBarrier(s, v) {
     const place = ([x, y]) => [at.x(x), at.y(y)], control = ([x, y]) => [at.u(x), at.v(y)], none = v.kind === "infeasible";
@@ -202,7 +202,7 @@ function render({ model, el }) {
     put(fig.one("[data-box]"), { stroke: none ? "var(--gx-red, #c8430a)" : "currentColor", "stroke-width": none ? "4" : "1.5" });
     put(fig.one("[data-cut]"), { d: pathOf([control(v.wish), control(v.u)]) });
     put(mark("dot", "wish"), { cx: at.u(v.wish[0]), cy: at.v(v.wish[1]) });
-    put(mark("dot", "u"), { cx: at.u(v.u[0]), cy: at.v(v.u[1]), fill: none ? "var(--gx-red, #c8430a)" : "var(--gx-green, #008a63)" });
+    put(mark("dot", "u"), { cx: at.u(v.u[0]), cy: at.v(v.u[1]), fill: none ? "var(--gx-red, #c8430a)" : "var(--gx-green, #00805b)" });
     put(fig.one("[data-empty]"), seen(none));
     fig.write("wish", pair(v.wish));
     fig.write("control", pair(v.u));
@@ -280,7 +280,7 @@ function render({ model, el }) {
     ({ barrier: drawBarrier, doorway: drawDoorway, braking: drawBraking })[s.view](s, v);
     if (el.dataset.shown !== s.view) {
       el.dataset.shown = s.view;
-      if (frame && s.view !== "doorway") halt();
+      if (s.view !== "doorway") halt();
       for (const node of fig.all("[data-view]")) node.style.display = node.dataset.view === s.view ? "" : "none";
     }
     for (const view in groups) {
@@ -299,28 +299,6 @@ function render({ model, el }) {
     if (v.view === "barrier") return `${title}. Wish ${pair(v.wish)}, control ${pair(v.u)}.`;
     if (v.view === "braking") return `${title}. Demanded at most ${v.peak.toFixed(2)}, the brakes give ${s.brake.toFixed(2)}.`;
     return `${title}. Outcome: ${outcome(v)}, smallest gap ${fixed(v.least, 3)}. Step ${Math.min(s.time, v.path.length - 1)} is shown.`;
-  }
-
-  function halt() {
-    cancelAnimationFrame(frame);
-    frame = 0;
-    button.textContent = "▶ play";
-  }
-  function playOn() {
-    if (frame) return halt();
-    const end = kept.path.length - 1;
-    if (calm) return fig.set({ time: end }); // no motion was asked for: the end at once
-    let before = null, now = model.get("time") < end ? model.get("time") : 0;
-    const tick = (clock) => {
-      const last = kept.path.length - 1;
-      now = before === null ? now : Math.min(last, now + (clock - before) / 40); // 25 steps in a second
-      before = clock;
-      if (Math.floor(now) !== model.get("time")) fig.set({ time: Math.floor(now) });
-      if (now < last) frame = requestAnimationFrame(tick);
-      else halt();
-    };
-    frame = requestAnimationFrame(tick);
-    button.textContent = "❚❚ pause";
   }
 
   // Controls, in a group for each view.
@@ -346,9 +324,8 @@ function render({ model, el }) {
       });
     },
     doorway(part) {
-      const row = element(part.controls, "div", { class: "gx-presets", role: "group", "aria-label": "Time" });
-      button = element(row, "button", { type: "button" }, "▶ play");
-      button.addEventListener("click", playOn);
+      const [play] = buttons(part, "Time", [["▶ play"]]);
+      halt = player(fig, play, { key: "time", end: () => kept.path.length - 1, ms: 40, running: "❚❚ pause" }); // 25 steps in a second
       slider(part, { key: "time", label: "Time step", min: 0, max: STEPS, step: 1 });
       const stop = { min: 0, max: zetas.length - 1, step: 1, decode: (k) => zetas[k], show: String };
       const encode = (v) => zetas.reduce((best, z, k) => (Math.abs(Math.log(z / v)) < Math.abs(Math.log(zetas[best] / v)) ? k : best), 0);
@@ -432,10 +409,7 @@ function render({ model, el }) {
     pick([(event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio]);
   });
   fig.update();
-  return () => {
-    halt();
-    fig.stop();
-  };
+  return fig.stop;
 }
 
 export default { render };

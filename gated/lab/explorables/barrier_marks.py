@@ -23,7 +23,7 @@ from gated.lab.explorables.barrier_scene import (
 from gated.lab.explorables.drawing import Axis, Number, rule, tag, text
 
 BLUE, ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-orange, #c46a00)"
-GREEN, RED, GREY = "var(--gx-green, #008a63)", "var(--gx-red, #c8430a)", "var(--gx-grey, #77808a)"
+GREEN, RED, GREY = "var(--gx-green, #00805b)", "var(--gx-red, #c8430a)", "var(--gx-grey, #77808a)"
 AGENTS = (BLUE, ORANGE)
 
 X, Y, UNIT = Axis(-1.6, 1.6, 4, 316), Axis(-1.1, 1.1, 238, 23.5), 97.5

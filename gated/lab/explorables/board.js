@@ -1,7 +1,7 @@
 // Who hears whom on a board with a prey. The numbers are those of gated.commformer; tests hold the two together.
 
 const SIZE = 5, LIMIT = 20, AGENTS = 6, DRAWS = 20, STRONGEST = 4, DEAREST = 3, FLAGS = 0.25;
-const BLUE = "var(--gx-blue, #0072b2)", ORANGE = "var(--gx-orange, #c46a00)", GREEN = "var(--gx-green, #008a63)";
+const BLUE = "var(--gx-blue, #0072b2)", ORANGE = "var(--gx-orange, #c46a00)", GREEN = "var(--gx-green, #00805b)";
 const RED = "var(--gx-red, #c8430a)", GREY = "var(--gx-grey, #77808a)", PAGE = "var(--pst-color-background, Canvas)";
 const FILLS = [PAGE, BLUE, GREEN], INK = ["currentColor", PAGE, PAGE];
 const CELL = 60, LEFT = 20, TOP = 28, ROW = 34, HEAD = 44, SIDE = 62, WIDE = 42, LANE = 19, BAR = 19, SLOT = 50;
@@ -210,7 +210,7 @@ function render({ model, el }) {
   const holders = Object.fromEntries(marks.handle.map((node) => [node.dataset.handle, node]));
   const one = Object.fromEntries(["status", "now", "marked", "price", "title"].map((kind) => [kind, fig.one(`[data-${kind}]`)]));
   const world = () => sizes(g.kinds[model.get("world")]), memo = new Map();
-  let frame = 0, board = 1, play;
+  let board = 1;
 
   // A path of the stretches at which a line of digits holds `mark`.
   function stretch(line, mark, y) {
@@ -305,45 +305,18 @@ function render({ model, el }) {
       `Over 100 boards ${v.mean.steps[0].toFixed(2)} steps, ${(100 * v.mean.solved).toFixed(0)} percent solved.`;
   }
 
-  function halt() {
-    cancelAnimationFrame(frame);
-    frame = 0;
-    play.textContent = "▶ run";
-  }
-  function toggle() {
-    if (frame) return halt();
-    const steps = () => JSON.parse(el.dataset.values).steps;
-    let before = null, now = model.get("step") < steps() ? model.get("step") : 0;
-    const tick = (time) => {
-      now = before === null ? now : Math.min(steps(), now + (time - before) / 450);
-      before = time;
-      if (Math.floor(now) !== model.get("step")) fig.set({ step: Math.floor(now) });
-      if (now < steps()) frame = requestAnimationFrame(tick);
-      else halt();
-    };
-    frame = requestAnimationFrame(tick);
-    play.textContent = "❚❚ stop";
-  }
-
   const part = (which) => ({ ...fig, controls: fig.one(`[data-for="${which}"]`) });
-  const buttons = (parent, label, list) => {
-    const group = element(parent.controls, "div", { class: "gx-presets", role: "group", "aria-label": label });
-    return list.map(([text, act]) => {
-      const node = element(group, "button", { type: "button" }, text);
-      node.addEventListener("click", act);
-      return node;
-    });
-  };
   const [first, second, third, fourth] = ["board", "graph", "price", "draw"].map(part);
   slider(first, { key: "step", label: "Step", min: 0, max: LIMIT, step: 1 });
-  [play] = buttons(first, "The run", [
-    ["▶ run", toggle],
+  const [play] = buttons(first, "The run", [
+    ["▶ run"],
     ["another board", () => {
       board = (board + 1) % g.boards.length;
       const cells = parse(g.boards[board]);
       fig.set({ cells: cells.slice(0, AGENTS), prey: cells[AGENTS], step: 0 });
     }],
   ]);
+  player(fig, play, { key: "step", end: () => JSON.parse(el.dataset.values).steps, ms: 450, running: "❚❚ stop" });
   const index = () => {
     const [i, j] = marked(model.get("edge"), world().n);
     return AGENTS * i + j;
@@ -428,10 +401,7 @@ function render({ model, el }) {
     });
   }
   fig.update();
-  return () => {
-    halt();
-    fig.stop();
-  };
+  return fig.stop;
 }
 
 export default { render };

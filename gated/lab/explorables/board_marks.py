@@ -11,7 +11,7 @@ from gated.lab.explorables.board_run import AGENTS, LIMIT, SIZE
 from gated.lab.explorables.drawing import rule, tag, text
 
 BLUE, ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-orange, #c46a00)"
-GREEN, RED, GREY = "var(--gx-green, #008a63)", "var(--gx-red, #c8430a)", "var(--gx-grey, #77808a)"
+GREEN, RED, GREY = "var(--gx-green, #00805b)", "var(--gx-red, #c8430a)", "var(--gx-grey, #77808a)"
 PAGE = "var(--pst-color-background, Canvas)"
 INK = ("currentColor", PAGE, PAGE)
 """Of an agent's number, by its state: nothing known, knows, done."""

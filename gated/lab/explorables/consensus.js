@@ -157,7 +157,7 @@ function render({ model, el }) {
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
     for (const node of fig.all("svg [style]")) node.removeAttribute("style"); // the blocks' gliding
   }
-  let path, made = "", last = null, spread, frame = 0, button;
+  let path, made = "", last = null, spread;
 
   function area(under, over) {
     const points = (list) => list.map((value, i) => `${at.time(EVERY * i).toFixed(2)},${at.loss(value).toFixed(2)}`);
@@ -226,25 +226,6 @@ function render({ model, el }) {
     return `${model.get("words")[v.kind][0]}. Dissent ${v.bound.toFixed(2)}; the majority opens ${sum(v.kept)} of 12 blocks.${fresh}`;
   }
 
-  function halt() {
-    cancelAnimationFrame(frame);
-    frame = 0;
-    button.textContent = "▶ play the steps";
-  }
-  function play() {
-    if (frame) return halt();
-    let before = null, now = model.get("steps") < STEPS ? model.get("steps") : 0;
-    const tick = (time) => {
-      now = before === null ? now : Math.min(STEPS, now + (time - before) / 12); // all steps in five seconds
-      before = time;
-      fig.set({ steps: Math.floor(now) });
-      if (now < STEPS) frame = requestAnimationFrame(tick);
-      else halt();
-    };
-    frame = requestAnimationFrame(tick);
-    button.textContent = "❚❚ stop";
-  }
-
   const signed = (v) => v.toFixed(2).replace("-", "−");
   choice(fig, { key: "modes", label: "Inputs", options: [["one", "one kind of input"], ["two", "two kinds"]] });
   slider(fig, { key: "lambda_p", label: "Polarization λₚ", min: -1, max: 1, step: 0.05, show: signed });
@@ -256,17 +237,13 @@ function render({ model, el }) {
   slider(fig, { key: "gain", label: "Task gain (times b)", min: 0, max: 1, step: 0.05, show: signed });
   spread = slider(fig, { key: "spread", label: "Spread at start", min: 0, max: 2, step: 0.1, show: (v) => v.toFixed(1) });
   slider(fig, { key: "steps", label: "Steps", min: 0, max: STEPS, step: 5 });
-  const group = element(fig.controls, "div", { class: "gx-presets" });
-  button = element(group, "button", { type: "button" }, "▶ play the steps");
-  button.addEventListener("click", play);
+  const [play] = buttons(fig, "Time", [["▶ play the steps"]]);
+  player(fig, play, { key: "steps", end: () => STEPS, ms: 12, running: "❚❚ stop" }); // all steps in five seconds
   const starts = [["fresh", "a change starts afresh"], ["warm", "goes on from here"]];
   choice(fig, { key: "start", label: "Where a change starts", options: starts });
   choice(fig, { key: "gates", label: "Gates shown", options: [["soft", "soft p"], ["hard", "hard 0 / 1"]] });
   fig.update();
-  return () => {
-    halt();
-    fig.stop();
-  };
+  return fig.stop;
 }
 
 export default { render };

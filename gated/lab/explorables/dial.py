@@ -30,7 +30,7 @@ COUNTS = sorted({round(2 ** (2 + k / 8)) for k in range(81)})
 KINDS: dict[Kind, str] = {"ninformer": "NiNformer", "mixer": "Mixer", "gmlp": "gMLP", "vit": "ViT"}
 
 _BLUE, _ORANGE, _GREEN, _GREY = (
-    f"var(--gx-{name})" for name in ("blue, #0072b2", "orange, #c46a00", "green, #008a63", "grey, #77808a")
+    f"var(--gx-{name})" for name in ("blue, #0072b2", "orange, #c46a00", "green, #00805b", "grey, #77808a")
 )
 _LOOK = {"ninformer": _ORANGE, "mixer": _BLUE, "gmlp": _GREEN, "vit": _GREY}
 _LEFT, _RIGHT, _TOP, _BELOW, _CELL = 6, 210, 24, 254, 46

@@ -16,7 +16,7 @@ RULES = ("hard", "expected")
 
 _INK = {
     "gates": "var(--gx-blue, #0072b2)", "confidence": "var(--gx-orange, #c46a00)",
-    "entropy": "var(--gx-green, #008a63)", "patience": "var(--gx-red, #c8430a)", "single": "var(--gx-grey, #77808a)",
+    "entropy": "var(--gx-green, #00805b)", "patience": "var(--gx-red, #c8430a)", "single": "var(--gx-grey, #77808a)",
 }  # fmt: skip
 _WIDTH, _LEFT, _RIGHT = 456, 92, 448
 _MASS = Axis(0, 1, 176, 28)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -60,6 +61,7 @@ class Explorable(ABC):
     def __init__(self, state: dict[str, Any], constants: dict[str, Any] | None = None) -> None:
         self.state = state
         self.constants = constants or {}
+        self._model: Callable[..., Mapping[str, Any]] | None = None
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
@@ -93,13 +95,34 @@ class Explorable(ABC):
             f'  el.dataset.live = "";\n  render({{ model: new Model({data}), el }});\n}}\n}})();</script>'
         )
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": repr(self), "text/html": self.html()}
+    def live(self, model: Callable[..., Mapping[str, Any]]) -> Explorable:
+        """Puts a model behind the figure, which a running kernel asks each time the reader changes something.
+
+        ``DialExplorable(...).live(lambda digit, **_: {"says": int(net(images[digit][None]).argmax())})``
+
+        The answer stands below the figure, beside the figure's own number where it has one of that name. Where there
+        is no kernel the figure is what it was. The figure itself comes back, so a cell may end with this call.
+
+        Args:
+            model: called with the state by name; returns numbers, texts and lists of numbers, by name. What it raises
+                is shown in the figure too.
+        """
+        self._model = model
+        return self
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
+        """The picture; after ``live`` the widget too, and its metadata, in which Colab finds its widget manager."""
+        still = {"text/plain": repr(self), "text/html": self.html()}
+        if self._model is None:
+            return still
+        view, metadata = self.widget()._repr_mimebundle_()
+        return view | still, metadata
 
     def widget(self) -> Any:
         """The live face: an ``anywidget.AnyWidget`` with one synchronised trait for each entry of the state.
 
-        ``figure.widget().observe(callback, "temperature")`` calls back each time the reader moves the slider.
+        ``figure.widget().observe(callback, "temperature")`` calls back each time the reader moves the slider. After
+        ``live`` there is one trait more, ``answer``: what the model found, and the state it was asked about.
         """
         import anywidget
         import traitlets
@@ -111,6 +134,30 @@ class Explorable(ABC):
             list: traitlets.List,
         }
         data = {**self.state, **self.constants, "markup": self.markup()}
+        module, style = self.module(), _read("figure.css")
+        if self._model is not None:
+            data["answer"] = _ask(self._model, self.state)
+            module, style = module.replace(_EXPORT, _read("live.js")), style + _read("live.css")
         traits = {key: kinds.get(type(value), traitlets.Any)().tag(sync=True) for key, value in data.items()}
-        body = {"_esm": self.module(), "_css": _read("figure.css"), **traits}
-        return type(f"{type(self).__name__}Widget", (anywidget.AnyWidget,), body)(**data)
+        body = {"_esm": module, "_css": style, **traits}
+        widget = type(f"{type(self).__name__}Widget", (anywidget.AnyWidget,), body)(**data)
+        if self._model is not None:
+            widget.observe(lambda change: _follow(widget, self._model, list(self.state)), list(self.state))
+        return widget
+
+
+def _ask(model: Callable[..., Mapping[str, Any]], state: Mapping[str, Any]) -> dict[str, Any]:
+    found = json.dumps(dict(model(**state)), default=lambda x: x.tolist())
+    return {"asked": dict(state), "found": json.loads(found, parse_constant=str)}  # JSON knows no NaN
+
+
+def _follow(widget: Any, model: Any, keys: list[str]) -> None:
+    """Answers a change; a change of several traits at once, which is told for each of them, is answered once."""
+    state = {key: getattr(widget, key) for key in keys}
+    if state == widget.answer["asked"]:
+        return
+    try:
+        widget.answer = _ask(model, state)
+    except Exception as error:  # who looks at the figure would not see the kernel's log
+        widget.answer = {"asked": state, "found": {}, "error": f"{type(error).__name__}: {error}"}
+        raise

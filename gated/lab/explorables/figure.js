@@ -44,6 +44,8 @@ function element(parent, tag, attributes = {}, text = "") {
 function figure({ model, el }, { name, keys, draw, say }) {
   el.classList.add("gx");
   el.dataset.explorable = name;
+  // Else JupyterLab takes the arrow keys for its own, and no slider moves. It looks at the element in focus first.
+  el.addEventListener("focusin", ({ target }) => { target.dataset.lmSuppressShortcuts = ""; });
   if (!el.querySelector(".gx-grid")) el.innerHTML = model.get("markup");
   const controls = el.querySelector(".gx-controls");
   const live = element(el, "p", { class: "gx-aria", "aria-live": "polite" });
@@ -121,11 +123,48 @@ function choice(fig, { key, label, options }) {
   }
 }
 
-function presets(fig, { label, options }) {
+// A row of buttons from pairs of words and what a click does.
+function buttons(fig, label, pairs) {
   const group = element(fig.controls, "div", { class: "gx-presets", role: "group", "aria-label": label });
-  for (const [text, patch] of options) {
-    element(group, "button", { type: "button" }, text).addEventListener("click", () => fig.ease(patch));
-  }
+  return pairs.map(([text, act]) => {
+    const node = element(group, "button", { type: "button" }, text);
+    if (act) node.addEventListener("click", act);
+    return node;
+  });
+}
+
+function presets(fig, { label, options }) {
+  buttons(fig, label, options.map(([text, patch]) => [text, () => fig.ease(patch)]));
+}
+
+// The button that lets `key` run on to `end()`, one more every `ms` milliseconds, until it is pressed again. Returns what halts it.
+function player(fig, button, { key, end, ms, running }) {
+  const resting = button.textContent, stop = fig.stop;
+  let frame = 0;
+  const halt = () => {
+    cancelAnimationFrame(frame);
+    frame = 0;
+    button.textContent = resting;
+  };
+  button.addEventListener("click", () => {
+    if (frame) return halt();
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return fig.set({ [key]: end() }); // no motion was asked for: the end at once
+    let before = null, now = fig.model.get(key) < end() ? fig.model.get(key) : 0;
+    const tick = (time) => {
+      now = before === null ? now : Math.min(end(), now + (time - before) / ms);
+      before = time;
+      if (Math.floor(now) !== fig.model.get(key)) fig.set({ [key]: Math.floor(now) });
+      if (now < end()) frame = requestAnimationFrame(tick);
+      else halt();
+    };
+    frame = requestAnimationFrame(tick);
+    button.textContent = running;
+  });
+  fig.stop = () => {
+    halt();
+    stop();
+  };
+  return halt;
 }
 
 // Keeps the page from scrolling under a finger that drags a part of a drawing: there browsers do not heed touch-action.

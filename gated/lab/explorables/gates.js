@@ -131,7 +131,7 @@ function render({ model, el }) {
       weightLabels[i].textContent = w === 0 ? "0" : w.toFixed(2);
       put(spreads[i], { y1: at.weights(v.low[i]), y2: at.weights(v.high[i]), visibility: noisy ? "visible" : "hidden" });
       bar(slopes[i], at.gradient, d);
-      put(slopes[i], { fill: d < 0 ? "var(--gx-orange, #c46a00)" : "var(--gx-green, #008a63)" });
+      put(slopes[i], { fill: d < 0 ? "var(--gx-orange, #c46a00)" : "var(--gx-green, #00805b)" });
       put(slopeLabels[i], { y: at.gradient(d) + (d < 0 ? 12 : -4) });
       slopeLabels[i].textContent = d === 0 ? "×" : Math.abs(d) < 0.005 ? "≈0" : d.toFixed(2).replace("-", "−");
       bar(loads[i], at.load, v.load[i]);

@@ -35,7 +35,7 @@ _KINDS = {
     "wait": ("waiting", "var(--gx-orange, #c46a00)"),
     "block": ("mixture block", "var(--gx-blue, #0072b2)"),
     "dense": ("dense layer", "var(--gx-grey, #77808a)"),
-    "copy": ("copy of experts", "var(--gx-green, #008a63)"),
+    "copy": ("copy of experts", "var(--gx-green, #00805b)"),
     "repair": ("copy after a wrong guess", "var(--gx-red, #c8430a)"),
 }
 _LINK = ("copy", "repair")

@@ -283,8 +283,7 @@ function render({ model, el }) {
   const names = ["z", "v", "area", "place", "power", "line", "raster", "time"];
   const at = Object.fromEntries(names.map((name) => [name, scale(fig.one(`[data-${name}]`))]));
   const handle = fig.one("[data-handle]"), particle = fig.one("[data-particle]"), nows = fig.all("[data-now]");
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  let noise, seeded = null, made = "", run, frame = 0, button;
+  let noise, seeded = null, made = "", run;
 
   // The path of some polylines, broken where they leave the axes.
   function trail(curves, x = at.z, y = at.v) {
@@ -387,42 +386,13 @@ function render({ model, el }) {
     return `${title}.${ran} Variances of z and v: ${list(v.cloud)} now, ${list(v.law)} in the long run.`;
   }
 
-  function halt() {
-    cancelAnimationFrame(frame);
-    frame = 0;
-    button.textContent = "▶ play";
-  }
-  function play() {
-    if (frame) return halt();
-    if (calm) return fig.set({ step: STEPS }); // no motion was asked for: the end at once
-    let before = null, now = model.get("step") < STEPS ? model.get("step") : 0;
-    const tick = (time) => {
-      now = before === null ? now : Math.min(STEPS, now + (time - before) / 80); // all bins in ten seconds
-      before = time;
-      if (Math.floor(now) !== model.get("step")) fig.set({ step: Math.floor(now) });
-      if (now < STEPS) frame = requestAnimationFrame(tick);
-      else halt();
-    };
-    frame = requestAnimationFrame(tick);
-    button.textContent = "❚❚ pause";
-  }
-
-  const buttons = element(fig.controls, "div", { class: "gx-presets", role: "group", "aria-label": "Time" });
-  const press = (words, act) => {
-    const node = element(buttons, "button", { type: "button" }, words);
-    node.addEventListener("click", act);
-    return node;
-  };
-  button = press("▶ play", play);
-  press("one bin on", () => {
-    halt();
-    fig.set({ step: Math.min(STEPS, model.get("step") + 1) });
-  });
-  press("back to bin 0", () => {
-    halt();
-    fig.set({ step: 0 });
-  });
-  press("other noise", () => fig.set({ seed: (model.get("seed") + 1) % 10000 }));
+  const row = buttons(fig, "Time", [
+    ["▶ play"],
+    ["one bin on", () => { halt(); fig.set({ step: Math.min(STEPS, model.get("step") + 1) }); }],
+    ["back to bin 0", () => { halt(); fig.set({ step: 0 }); }],
+    ["other noise", () => fig.set({ seed: (model.get("seed") + 1) % 10000 })],
+  ]);
+  const halt = player(fig, row[0], { key: "step", end: () => STEPS, ms: 80, running: "❚❚ pause" }); // all bins in ten seconds
   const fixed = (digits) => (v) => v.toFixed(digits).replace("-", "−");
   const power = { decode: (u) => +(10 ** u).toPrecision(3), encode: Math.log10 };
   slider(fig, { key: "step", label: "Time bin", min: 0, max: STEPS, step: 1 });
@@ -476,10 +446,7 @@ function render({ model, el }) {
     put(handle, { "aria-valuenow": String(z), "aria-valuetext": `z ${z.toFixed(2)}, v ${v.toFixed(2)}`.replaceAll("-", "−") });
   });
   fig.update();
-  return () => {
-    halt();
-    fig.stop();
-  };
+  return fig.stop;
 }
 
 export default { render };

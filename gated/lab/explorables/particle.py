@@ -24,7 +24,7 @@ NOISES = {"released": "released √(2γT)", "exact": "exact √(T(1−(1−γ)²
 SCHEMES = {"euler": "explicit Euler", "symplectic": "symplectic", "baoab": "BAOAB"}
 
 _BLUE, _ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-orange, #c46a00)"
-_GREEN, _RED = "var(--gx-green, #008a63)", "var(--gx-red, #c8430a)"
+_GREEN, _RED = "var(--gx-green, #00805b)", "var(--gx-red, #c8430a)"
 _RING = {"stroke": "currentColor", "stroke_width": 1.5}
 
 _SLOW, _TURNS = (formula(sup("( tr M )", "2"), sign, "4 det M") for sign in ("≥", "&lt;"))

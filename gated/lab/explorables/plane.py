@@ -26,7 +26,7 @@ ROUTERS = {"standard": 0.03, "robust": -1.17}
 
 _SIDE, _LEFT, _TOP = 384, 8, 46
 _CELL = _SIDE // GRID
-_EXPERTS = ("var(--gx-green, #008a63)", "var(--gx-blue, #0072b2)")
+_EXPERTS = ("var(--gx-green, #00805b)", "var(--gx-blue, #0072b2)")
 _SAFE, _OWN, _FLIP, _WRONG = "none", "var(--gx-orange, #c46a00)", "#9a4dff", "currentColor"
 _X, _Y = draw.Axis(-SPAN, SPAN, _LEFT, _LEFT + _SIDE), draw.Axis(-SPAN, SPAN, _TOP + _SIDE, _TOP)
 _BADGE = {

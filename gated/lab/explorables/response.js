@@ -126,7 +126,7 @@ function render({ model, el }) {
   const kinds = ["gate", "line", "stem", "handle", "band", "here", "at", "name", "arrow", "bowl", "all", "done", "head", "schedule"];
   const marks = Object.fromEntries(kinds.map((kind) => [kind, fig.all(`[data-${kind}]`)]));
   const one = Object.fromEntries(["true", "best", "now"].map((kind) => [kind, fig.one(`[data-${kind}]`)]));
-  let seed = null, noise, frame = 0, play, other;
+  let seed = null, noise, other;
 
   const path = (x, xs, y, ys) =>
     xs.length ? "M" + xs.map((v, i) => `${x(v).toFixed(2)} ${y(ys[i]).toFixed(2)}`).join("L") : "M0 0";
@@ -201,25 +201,6 @@ function render({ model, el }) {
       `${v.sigma.toFixed(2)}: hypergradient over the true one ${ratio}; validation loss ${v.loss.toFixed(3)}.`;
   }
 
-  function halt() {
-    cancelAnimationFrame(frame);
-    frame = 0;
-    play.textContent = "▶ run";
-  }
-  function toggle() {
-    if (frame) return halt();
-    let before = null, now = model.get("steps") < STEPS ? model.get("steps") : 0;
-    const tick = (time) => {
-      now = before === null ? now : Math.min(STEPS, now + (time - before) / 60); // all steps in six seconds
-      before = time;
-      fig.set({ steps: Math.floor(now) });
-      if (now < STEPS) frame = requestAnimationFrame(tick);
-      else halt();
-    };
-    frame = requestAnimationFrame(tick);
-    play.textContent = "❚❚ stop";
-  }
-
   choice(fig, { key: "method", label: "Response", options: METHODS.map((method) => [method, g.names[method]]) });
   slider(fig, { key: "lam", label: "Start: λ", min: -SPAN, max: SPAN, step: 0.1, show: (v) => signed(v, 1) });
   const power = { decode: (u) => +(10 ** u).toPrecision(3), encode: Math.log10 };
@@ -227,16 +208,14 @@ function render({ model, el }) {
   slider(fig, { key: "tau", label: "Entropy τ", min: -4, max: -1, step: 0.05, show: (v) => `${+v.toPrecision(2)}`, ...power });
   slider(fig, { key: "noise", label: "Refit noise ν", min: 0, max: 0.1, step: 0.005, show: (v) => v.toFixed(3) });
   slider(fig, { key: "steps", label: "Steps", min: 0, max: STEPS, step: 1 });
-  const group = element(fig.controls, "div", { class: "gx-presets", role: "group", "aria-label": "The run" });
-  const button = (label, act) => {
-    const node = element(group, "button", { type: "button" }, label);
-    node.addEventListener("click", act);
-    return node;
-  };
-  button("one step", () => fig.set({ steps: Math.min(STEPS, model.get("steps") + 1) }));
-  play = button("▶ run", toggle);
-  button("back to the start", () => { halt(); fig.set({ steps: 0 }); });
-  other = button("other noise", () => fig.set({ seed: (model.get("seed") + 1) % 100 }));
+  const row = buttons(fig, "The run", [
+    ["one step", () => fig.set({ steps: Math.min(STEPS, model.get("steps") + 1) })],
+    ["▶ run"],
+    ["back to the start", () => { halt(); fig.set({ steps: 0 }); }],
+    ["other noise", () => fig.set({ seed: (model.get("seed") + 1) % 100 })],
+  ]);
+  const halt = player(fig, row[1], { key: "steps", end: () => STEPS, ms: 60, running: "❚❚ stop" }); // all steps in six seconds
+  other = row[3];
   const start = { lam: -4, sigma: 0.5, tau: 0.01, noise: 0, method: "stn", steps: 0, spectrum: [3, 2, 1, 0, -1, -2] };
   presets(fig, {
     label: "Examples",
@@ -251,10 +230,7 @@ function render({ model, el }) {
     label: (i) => `2 ln d of mode ${i + 1}`, show: (v, i) => `mode ${i + 1}: ${signed(v, 1)}`,
   });
   fig.update();
-  return () => {
-    halt();
-    fig.stop();
-  };
+  return fig.stop;
 }
 
 export default { render };

@@ -19,7 +19,7 @@ METHODS = {"stn": "STN line", "delta": "Δ-STN line", "exact": "exact response"}
 SHOWN = [(i - 60) / 10 for i in range(121)]
 """Values of lambda at which curves are drawn."""
 
-_BLUE, _ORANGE, _GREEN = "var(--gx-blue, #0072b2)", "var(--gx-orange, #c46a00)", "var(--gx-green, #008a63)"
+_BLUE, _ORANGE, _GREEN = "var(--gx-blue, #0072b2)", "var(--gx-orange, #c46a00)", "var(--gx-green, #00805b)"
 COLOURS = {"stn": _ORANGE, "delta": _GREEN, "exact": _BLUE}
 _LINES = {**COLOURS, "exact": "var(--gx-grey, #77808a)"}
 _PUSH, _BOTTOM, _TOP = 15, 0.25, 1.15  # lambda-units of arrow per unit of slope; the loss shown

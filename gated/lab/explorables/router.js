@@ -182,8 +182,6 @@ function render({ model, el }) {
     parts[key].disabled = !selections.includes(model.get("selection"));
     parts[key].parentNode.style.opacity = parts[key].disabled ? "0.45" : "";
   }));
-  const buttons = element(fig.controls, "div", { class: "gx-presets", role: "group", "aria-label": "Bias, order and anchors" });
-  const button = (text, act) => element(buttons, "button", { type: "button" }, text).addEventListener("click", act);
   const steps = (count) => () => {
     const s = { ...state(), selection: "sigmoid + bias" };
     for (let step = 0; step < count; step++) {
@@ -192,10 +190,12 @@ function render({ model, el }) {
     }
     fig.ease({ selection: s.selection, bias: s.bias });
   };
-  button("one bias step", steps(1));
-  button("ten steps", steps(10));
-  button("bias to zero", () => fig.ease({ bias: new Array(N).fill(0) }));
-  button("anchors to the clusters", () => fig.ease({ anchors: model.get("centres") }));
+  buttons(fig, "Bias, order and anchors", [
+    ["one bias step", steps(1)],
+    ["ten steps", steps(10)],
+    ["bias to zero", () => fig.ease({ bias: new Array(N).fill(0) })],
+    ["anchors to the clusters", () => fig.ease({ anchors: model.get("centres") })],
+  ]);
   choice(fig, { key: "priority", label: "Who is served first", options: [["first come", "first come"], ["largest weight first", "largest weight first"]] });
 
   // Anchors: dragged in two directions, or moved by the arrow keys.

@@ -10,32 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import jacrev
-from torch.nn import functional as F
 
-from gated.backbones import ViT, macs
 from gated.ninformer import (
-    DIGITS,
     MLP,
-    MNIST,
-    RELEASED,
-    FlatMLP,
-    GMLPBlock,
     Kind,
-    LocalViTBlock,
     MixerBlock,
     NiNBlock,
     Sizes,
     Variant,
-    block_macs,
-    block_params,
     blocks,
-    build,
-    crossover,
     fused,
     gate,
-    matched_depths,
-    mixing_task,
-    network,
 )
 
 KINDS, VARIANTS = get_args(Kind), get_args(Variant)
@@ -61,10 +46,6 @@ def block(*widths: int, variant: str = "released", seed: int = 0) -> NiNBlock:
 
 def tokens(n: int = 3, d: int = 4, batch: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, n, d, generator=seeded(seed), dtype=torch.float64)
-
-
-def images(sizes: Sizes = SMALL, batch: int = 3, seed: int = 2) -> torch.Tensor:
-    return torch.randn(batch, *sizes.image, generator=seeded(seed), dtype=torch.float64)
 
 
 def zero(*modules: nn.Module) -> None:
@@ -348,87 +329,7 @@ def test_when_the_fused_forms_run(monkeypatch):
 # Baselines -----------------------------------------------------------------------------------------------------------
 
 
-def test_vit_is_the_one_of_the_backbones():
-    sizes = Sizes.of_image((2, 6, 6), 3, dim=8, outputs=5, token_hidden=7, channel_hidden=9, ffn_hidden=10, heads=2)
-    ours = build("vit", sizes, 2).double()
-    theirs = ViT(
-        image_size=6, patch_size=3, in_channels=2, num_classes=5, dim=8, depth=2, heads=2, mlp_dim=10,
-        pool="mean", final_norm=False,
-    ).double()  # fmt: skip
-    theirs.blocks.load_state_dict(ours.blocks.state_dict())
-    theirs.head.load_state_dict(ours.head.state_dict())
-    theirs.embed.proj.load_state_dict(ours.embed.state_dict())
-    with torch.no_grad():
-        theirs.embed.position.copy_(ours.positions[None])
-    x = images(sizes)
-    torch.testing.assert_close(ours(x), theirs(x))
-
-
-def permuted(x: torch.Tensor) -> torch.Tensor:
-    """The 3 x 3 patches of SMALL's images, the two rows swapped: a permutation of tokens."""
-    return torch.cat([x[:, :, 3:], x[:, :, :3]], 2)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_who_knows_places(kind):
-    """All but attention without positions, which sees a bag of patches; LocalViT's convolution sees neighbours."""
-    net, x = build(kind, SMALL, 2).double(), images()
-    if kind == "gmlp":  # whose spatial weights start too near 0 to see
-        for layer in net.blocks:
-            nn.init.normal_(layer.gate.mix.weight)
-    assert (net(x) - net(permuted(x))).abs().max() > 1e-4
-    if "vit" in kind:
-        nn.init.zeros_(net.positions)
-        difference = (net(x) - net(permuted(x))).abs().max()
-        assert difference < 1e-12 if kind == "vit" else difference > 1e-4
-
-
-def test_local_vit_convolves_over_the_grid():
-    local, x = LocalViTBlock(8, 2, 10, SMALL.grid).double(), tokens(6, 8)
-    kernel, bias = (p.detach() for p in local.mlp.conv.parameters())
-    hidden = F.pad(F.gelu(local.mlp.up(x)).unflatten(1, (2, 3)), (0, 0, 1, 1, 1, 1))
-    summed = sum(hidden[:, i : i + 2, j : j + 3] * kernel[:, 0, i, j] for i in range(3) for j in range(3)) + bias
-    torch.testing.assert_close(local.mlp(x), local.mlp.down(F.gelu(summed.flatten(1, 2))))
-    after = x + local.attention(local.attention_norm(x))
-    torch.testing.assert_close(local(x), after + local.mlp(local.mlp_norm(after)))
-
-
-def test_gmlp_is_its_formula_and_starts_with_an_open_gate():
-    made, x = GMLPBlock(6, 8, 12).double(), tokens(6, 8)
-    passed, rest = F.gelu(made.up(made.norm(x))).chunk(2, -1)
-    torch.testing.assert_close(made.gate(rest), torch.ones_like(rest), atol=1e-2, rtol=0)
-    nn.init.normal_(made.gate.mix.weight)
-    mixed = torch.einsum("ij,bjd->bid", made.gate.mix.weight, made.gate.norm(rest)) + made.gate.mix.bias[:, None]
-    torch.testing.assert_close(made(x), x + made.down(passed * mixed))
-
-
-def test_a_flat_mlp_fills_its_budget():
-    x = images()
-    for depth in (1, 2, 3):
-        for params in (200, 1_000, 21_898):
-            flat = FlatMLP.within(params, SMALL, depth)
-            wider = FlatMLP(SMALL, depth, flat.hidden + 1)
-            count, more = (sum(p.numel() for p in net.parameters()) for net in (flat, wider))
-            assert count <= params < more
-    flat.double()
-    by_hand = x.flatten(1)
-    for layer in [m for m in flat.layers if isinstance(m, nn.Linear)][:-1]:
-        by_hand = F.gelu(by_hand @ layer.weight.T + layer.bias)
-    torch.testing.assert_close(flat(x), flat.layers[-1](by_hand))
-
-
 # Whole networks and the dial -----------------------------------------------------------------------------------------
-
-
-def test_the_network_is_patches_blocks_mean_and_map():
-    net, x = build("ninformer", SMALL, 2).double(), images()
-    patches = torch.stack(
-        [x[:, :, 3 * i : 3 * i + 3, 3 * j : 3 * j + 3].flatten(1) for i in range(2) for j in range(3)], 1
-    )
-    h = patches @ net.embed.weight.flatten(1).T + net.embed.bias
-    for layer in net.blocks:
-        h = layer(h)
-    torch.testing.assert_close(net(x), h.mean(1) @ net.head.weight.T + net.head.bias)
 
 
 @given(mix=st.floats(0, 1))
@@ -442,39 +343,6 @@ def test_the_dial_mixes_the_gate_with_one(mix):
     added = block(variant="sum")
     y = x + u + mix * g
     torch.testing.assert_close(added(x, mix), y + added.mlp(added.norm(y)))
-
-
-def test_a_closed_dial_leaves_a_bag_of_patches():
-    net, x = build("ninformer", SMALL, 3).double(), images()
-    closed, gates = net(x, gate_mix=0.0, return_gates=True)
-    torch.testing.assert_close(closed, net(permuted(x), gate_mix=0.0))
-    assert (net(x, gate_mix=0.1) - net(permuted(x), gate_mix=0.1)).abs().max() > 1e-5
-    assert gates.shape == (3, 3, 6, 8)
-    torch.testing.assert_close(net(x, gate_mix=1.0), net(x), atol=0, rtol=0)
-    h = net.embed(x).flatten(2).mT
-    torch.testing.assert_close(gates[0], net.blocks[0].gate(net.blocks[0].norm(h)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_kinds_train_on_images_and_on_tokens(kind, dtype):
-    small = Sizes(8, 16, 16, token_hidden=5, channel_hidden=6, ffn_hidden=7)
-    for sizes, x in ((SMALL, images()), (small, tokens(8, 16))):
-        net = build(kind, sizes, 2, dropout=0.1).to(dtype)
-        y = net(x.to(dtype))
-        assert y.dtype == dtype and y.shape == (len(x), sizes.outputs)
-        y.square().sum().backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_all_variants_train_and_show_gates_of_one_shape(variant):
-    net, x = build("ninformer", SMALL, 2, variant=variant), images().float()
-    logits, gates = net(x, return_gates=True)
-    assert gates.shape == (2, 3, 6, 8)
-    logits.square().sum().backward()
-    assert all(p.grad is not None for p in net.parameters())
-    assert net.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_under_autocast_the_product_is_in_single_precision():
@@ -492,148 +360,5 @@ def test_under_autocast_the_product_is_in_single_precision():
 
 # Budgets -------------------------------------------------------------------------------------------------------------
 
-TABLE = [
-    ("ninformer", 4, 2_652_170, 218.9),
-    ("mixer", 4, 1_335_306, 135.0),
-    ("mixer", 8, 2_655_498, 269.2),
-    ("mixer", 6, 1_995_402, 202.1),
-    ("mixer", 7, 2_325_450, 235.7),
-    ("vit", 4, 2_139_914, 143.4),
-    ("vit", 5, 2_667_018, 179.0),
-    ("vit", 6, 3_194_122, 214.7),
-    ("gmlp", 13, 2_648_394, 178.0),
-]
-BLOCKS_ONLY = [  # million MACs without patches and head
-    (DIGITS, "ninformer", 2, 21_898, 0.360),
-    (DIGITS, "mixer", 4, 22_058, 0.393),
-    (DIGITS, "mixer", 3, 16_666, 0.295),
-    (DIGITS, "mixer", 2, 11_274, 0.197),
-    (DIGITS, "gmlp", 4, 21_162, 0.344),
-    (DIGITS, "vit", 2, 18_090, 0.295),
-    (DIGITS, "vit", 3, 26_634, 0.442),
-    (MNIST, "ninformer", 2, 56_796, 2.63),
-    (MNIST, "mixer", 3, 49_117, 2.26),
-    (MNIST, "mixer", 4, 65_054, 3.01),
-    (MNIST, "vit", 3, 60_538, 3.40),
-    (MNIST, "gmlp", 4, 54_306, 2.72),
-]
-
-
-@pytest.mark.parametrize(("kind", "depth", "params", "million"), TABLE)
-def test_budgets_at_the_released_sizes(kind, depth, params, million):
-    budget = network(kind, RELEASED, depth)
-    assert budget.params == params
-    assert round(budget.macs / 1e6, 1) == million
-
-
-@pytest.mark.parametrize(("sizes", "kind", "depth", "params", "million"), BLOCKS_ONLY)
-def test_budgets_at_small_sizes(sizes, kind, depth, params, million):
-    assert network(kind, sizes, depth).params == params
-    macs_of_blocks = depth * block_macs(kind, sizes) / 1e6
-    assert round(macs_of_blocks, 2 if sizes is MNIST else 3) == pytest.approx(million, abs=1.1e-3)
-
-
-def test_the_parts_of_a_released_block():
-    assert block_params("ninformer", RELEASED) == 659_264
-    assert block_params("mixer", RELEASED) == 330_048
-    with torch.device("meta"):
-        nin = NiNBlock(64, 256, 512, 512, 512)
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in nin.named_children()}
-    assert parts["gate"] + parts["value"] == 395_840
-    assert parts["mlp"] == 262_912
-
-
-widths = st.integers(1, 9)
-
-
-@given(
-    kind=st.sampled_from(KINDS), rows=widths, columns=widths, dim=st.sampled_from([2, 4, 8]),
-    hidden=st.tuples(*[widths] * 4), patch=st.integers(1, 3), channels=st.integers(1, 3), depth=st.integers(1, 3),
-)  # fmt: skip
-def test_closed_forms_equal_what_is_counted(kind, rows, columns, dim, hidden, patch, channels, depth):
-    T, C, F_, half = hidden
-    sizes = Sizes.of_image(
-        (channels, patch * rows, patch * columns), patch, dim=dim, outputs=3, token_hidden=T, channel_hidden=C,
-        ffn_hidden=F_, gmlp_hidden=2 * half, heads=2,
-    )  # fmt: skip
-    net = build(kind, sizes, depth)
-    counted = sum(p.numel() for p in net.parameters()), macs(net, torch.zeros(1, *sizes.image))
-    assert tuple(network(kind, sizes, depth)) == counted
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_closed_forms_of_variants_equal_what_is_counted(variant):
-    net = build("ninformer", SMALL, 2, variant=variant)
-    counted = sum(p.numel() for p in net.parameters()), macs(net, torch.zeros(1, *SMALL.image))
-    assert tuple(network("ninformer", SMALL, 2, variant)) == counted
-    one = NiNBlock(6, 8, 7, 9, 10, variant=variant)
-    assert block_macs("ninformer", SMALL, variant=variant) == macs(one, torch.zeros(1, 6, 8))
-    assert block_params("ninformer", SMALL, variant) == sum(p.numel() for p in one.parameters())
-    without_image = Sizes(6, 8, 5, token_hidden=7, channel_hidden=9, ffn_hidden=10)
-    net = build("ninformer", without_image, 2, variant=variant)
-    counted = sum(p.numel() for p in net.parameters()), macs(net, torch.zeros(1, 6, 8))
-    assert tuple(network("ninformer", without_image, 2, variant)) == counted
-
-
-@given(dim=st.sampled_from([4, 12, 256]), T=st.integers(1, 600), C=st.integers(1, 600), F_=st.integers(1, 600))
-def test_the_crossover_is_where_the_counts_meet(dim, T, C, F_):
-    sizes = Sizes(1, dim, 2, token_hidden=T, channel_hidden=C, ffn_hidden=F_)
-    at = crossover(sizes)
-    for n in {1, 2, 64, 1024, math.floor(at) - 1, math.floor(at), math.ceil(at), math.ceil(at) + 1} - {0}:
-        if n > 0:
-            difference = block_macs("ninformer", sizes, n) - block_macs("vit", sizes, n)
-            assert np.sign(difference) == np.sign(at - n)
-
-
-def test_the_published_crossover():
-    assert crossover(RELEASED) == 640
-    assert crossover(Sizes(64, 256, 10, token_hidden=256, channel_hidden=256, ffn_hidden=512)) == 128
-    for n, nin, vit in ((64, 54.5, 35.7), (196, 167.0, 122.4)):
-        assert round(block_macs("ninformer", RELEASED, n) / 1e6, 1) == nin
-        assert round(block_macs("vit", RELEASED, n) / 1e6, 1) == vit
-    assert block_macs("ninformer", RELEASED, 640) == block_macs("vit", RELEASED, 640)
-
-
-def test_depths_of_equal_budget():
-    nin = network("ninformer", RELEASED, 4)
-    assert matched_depths("mixer", RELEASED, nin) == (7, 8)  # 8 is nearest: 0.1 % above
-    assert matched_depths("mixer", RELEASED, nin, by="macs") == (6, 7)
-    assert matched_depths("vit", RELEASED, nin) == (4, 5)
-    assert matched_depths("vit", RELEASED, nin, by="macs") == (6, 7)
-    assert matched_depths("gmlp", RELEASED, nin) == (13, 14)
-    assert matched_depths("ninformer", RELEASED, nin) == (4, 4)
-    assert matched_depths("ninformer", RELEASED, nin, by="macs") == (4, 4)
-    assert matched_depths("ninformer", RELEASED, network("mixer", RELEASED, 1)) == (0, 1)
-
 
 # The task ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("control", [False, True])
-def test_the_task_multiplies_by_its_first_token(control):
-    x, target = mixing_task(4_000, control=control, generator=seeded(6))
-    again = mixing_task(4_000, control=control, generator=seeded(6))
-    assert torch.equal(x, again[0]) and torch.equal(target, again[1])
-    c, others = x[:, 0], x[:, 1:]
-    assert x.shape == (4_000, 8, 16) and set(c.unique().tolist()) == {-1.0, 1.0} and (c.sum(-1) == 0).all()
-    assert c.mean(0).abs().max() < 5 / math.sqrt(4_000)  # no place is favoured
-    torch.testing.assert_close(F.layer_norm(x, (16,), eps=0.0), x, atol=1e-5, rtol=1e-5)
-    mean = others.numpy().mean(1)
-    np.testing.assert_allclose(target.numpy(), c.numpy() + mean if control else c.numpy() * mean, atol=1e-6)
-    assert target.var().item() == pytest.approx(1 / 7 + control, rel=0.03)
-    assert abs(target.mean().item()) < 0.01
-
-
-def test_one_block_can_solve_the_task():
-    """Token 0 hears every other token, and its own c multiplies what it hears: y_0 = c * (n - 1) mean(x)."""
-    nin = NiNBlock(8, 16, 2, 4, 4).double()
-    zero(nin.value, nin.mlp, nin.gate.token_mlp, nin.gate.channel_mlp)
-    with torch.no_grad():
-        nin.value.weight.copy_(torch.eye(16))
-        # GELU(z) - GELU(-z) = z: two hidden entries carry the sum of the other tokens to token 0
-        nin.gate.token_mlp.up.weight[:, 1:] = torch.tensor([[1.0], [-1.0]])
-        nin.gate.token_mlp.down.weight[0] = torch.tensor([1.0, -1.0])
-    x, target = mixing_task(100, generator=seeded(7))
-    x = x.double()
-    # the gate of token 0 is c + 7 mean(x), so its product with c is 1 + 7 c mean(x)
-    torch.testing.assert_close(nin(x)[:, 0] - x[:, 0] - 1, 7 * target.double(), atol=1e-3, rtol=1e-3)
