@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pytest
 import torch
 
-from gated.lab.explorables import DecayExplorable, GateExplorable
+from gated.lab.explorables import DecayExplorable, GateExplorable, RouterExplorable
+
+BOOK = Path(__file__).parents[2] / "book"
+ALONE = {  # whose figure has nothing behind it, and why
+    "advmoe": "router and experts are lines that the reader lays; nothing is trained for this plane",
+    "gates": "nothing is trained in the primer; its text shows how to put a model of one's own behind the figure",
+    "langevinflow": "the particles move in a potential of the sliders, not in one that a network has learned",
+    "polarization": "the figure trains its twelve gates itself, anew at each change",
+    "pregated": "a timetable of copies and products: durations, and no outputs of a model",
+    "temperature_theory": "expected likelihoods at parameters that the reader sets; no fit is asked",
+    "topk_theory": "densities at parameters that the reader sets; no fit is asked",
+}
+
+
+def figure_cells(path: Path) -> list[str]:
+    """The code cells of a notebook that make one of the figures."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [c.source for c in cells if c.cell_type == "code" and re.search(r"\b[A-Z]\w+Explorable\(", c.source)]
+
+
+def puts_a_model_behind(cell: str) -> bool:
+    """Whether the cell ends with `figure.live(model)`."""
+    match ast.parse(cell).body[-1]:
+        case ast.Expr(ast.Call(ast.Attribute(attr="live"))):
+            return True
+    return False
+
+
+def test_the_figure_of_a_chapter_has_the_model_of_the_chapter_behind_it():
+    with_figures = {path.stem: cells for path in BOOK.glob("*.ipynb") if (cells := figure_cells(path))}
+    assert len(with_figures) >= 14
+    without = {name for name, cells in with_figures.items() if not any(map(puts_a_model_behind, cells))}
+    assert without == set(ALONE)
+
+
+def test_the_routers_points_are_those_of_its_page():
+    figure = RouterExplorable()
+    assert figure.points.shape == (len(figure.constants["clusters"]), 2)
+    near = torch.cdist(figure.points, torch.tensor([[-0.6, 0.55], [0.65, 0.5], [0.55, -0.65], [-0.7, -0.6]]).double())
+    assert (near.argmin(1) == torch.tensor(figure.constants["clusters"])).double().mean() > 0.95
 
 
 def trained_router() -> torch.nn.Linear:
@@ -100,8 +144,6 @@ def test_only_a_figure_with_a_model_carries_the_answers_code():
 
 def test_a_notebook_keeps_the_figure_and_drops_the_widget(tool):
     """What is committed, and what the page shows, is the same with a model as without."""
-    import nbformat
-
     figure = GateExplorable().live(lambda **_: {"a": 1})
     output = nbformat.v4.new_output("display_data", figure._repr_mimebundle_()[0])
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("figure", outputs=[output], id="a")])

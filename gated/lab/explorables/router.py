@@ -217,6 +217,11 @@ class RouterExplorable(Explorable):
         }
         super().__init__(state, constants)
 
+    @property
+    def points(self) -> Tensor:
+        """x and y of all points [96, 2], rounded as they travel into the page."""
+        return _table(self.constants["points"], 2)
+
     def _logits(self, x: Tensor) -> Tensor:
         s = self.state
         anchors, tau = torch.tensor(s["anchors"], dtype=torch.float64).view(N, 2), s["temperature"]
@@ -248,7 +253,7 @@ class RouterExplorable(Explorable):
 
     def values(self) -> dict[str, Any]:
         s = self.state
-        points, draws = _table(self.constants["points"], 2), _table(self.constants["draws"], N)
+        points, draws = self.points, _table(self.constants["draws"], N)
         T = len(points)
         limit = math.ceil(s["capacity"] * s["top_k"] * T / N)
         logits = self._logits(points) + s["noise"] * draws
@@ -323,9 +328,7 @@ class RouterExplorable(Explorable):
         hint = "Drag an anchor, or move it by the arrow keys; Page Up and Page Down go to another."
         hint = tag("div", hint, style="font-size: 12.5px; margin-top: .4rem")
         left = tag("div", self._picture(v), hint, class_="gx-figure")
-        return columns(
-            left, callout(title, equation, words), tag("div", class_="gx-controls"), readings(numbers)
-        )
+        return columns(left, callout(title, equation, words), tag("div", class_="gx-controls"), readings(numbers))
 
     def _picture(self, v: dict[str, Any]) -> str:
         s, cell = self.state, _SIDE // GRID
@@ -341,7 +344,7 @@ class RouterExplorable(Explorable):
         for kind, path in enumerate(paths):
             fill, shade = _COLOURS[kind // 3], (0.12, 0.24, 0.4)[kind % 3]
             marks.append(tag("path", d=path or "M0 0", fill=fill, fill_opacity=shade, data_tile=kind))
-        for t, (x, y) in enumerate(_table(self.constants["points"], 2).tolist()):
+        for t, (x, y) in enumerate(self.points.tolist()):
             px, py = place(x, y)
             top = v["top"][t]
             fill, opacity = _COLOURS[max(0, top)], 0.0 if top < 0 else 1.0
