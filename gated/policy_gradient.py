@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gated.gates._validation import check_axes, check_float, check_number, check_same_shape
+
 
 def advantages(
     reward: Float[Tensor, "time *batch agents"],
@@ -33,19 +35,26 @@ def advantages(
         discount, trace: in [0, 1].
 
     Raises:
-        ValueError: a value that is not one step longer than the reward, a discount or trace out of range.
+        ValueError: a value that is not one step longer than the reward, shapes that do not fit, flags that are not
+            bool, a discount or trace out of range.
 
     Example:
         >>> reward, done = torch.ones(3, 1), torch.tensor([False, False, True])
         >>> advantages(reward, torch.zeros(4, 1), done, discount=1.0, trace=1.0).flatten().tolist()
         [3.0, 2.0, 1.0]
     """
+    check_float("reward", reward)
+    check_float("value", value)
+    check_axes("time *batch agents, after *batch agents, time *batch", reward=reward, value=value, done=done)
+    flags = {"done": done} if live is None else {"done": done, "live": live}
+    for name, flag in flags.items():
+        if flag.dtype != torch.bool or flag.shape != done.shape:
+            raise ValueError(f"{name} must be bool, shape {tuple(done.shape)}; got {flag.dtype} {tuple(flag.shape)}")
+    for name, number in (("discount", discount), ("trace", trace)):
+        check_number(name, number, 0, 1)
     steps = len(reward)
     if len(value) != steps + 1:
         raise ValueError(f"value must have {steps + 1} steps, one more than the reward, got {len(value)}")
-    for name, number in (("discount", discount), ("trace", trace)):
-        if not 0 <= number <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {number}")
     goes_on = (~done)[..., None].to(reward.dtype)
     surprise = reward + discount * goes_on * value[1:] - value[:-1]
     counts = torch.ones_like(goes_on) if live is None else live[..., None].to(reward.dtype)
@@ -61,9 +70,15 @@ def clipped_gain(
 ) -> Float[Tensor, "*shape"]:
     """min(rho A, clip(rho, 1 - clip, 1 + clip) A), rho = e^log_ratio: what a step away from the old policy is paid.
 
+    Raises:
+        ValueError: shapes that differ, a clip that is negative or not finite.
+
     Example:
         >>> clipped_gain(torch.tensor([2.0, 0.5]).log(), torch.ones(2), clip=0.25).tolist()
         [1.25, 0.5]
     """
+    check_float("log_ratio", log_ratio)
+    check_same_shape("advantage", advantage, "log_ratio", log_ratio)
+    check_number("clip", clip, 0)
     ratio = log_ratio.exp()
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

@@ -3,7 +3,7 @@ pages`.
 
 Every step runs in a process of its own and all run, also after a failure. A step that executed nothing
 fails, and so does a test that was skipped for any reason but a missing GPU. The last line reads `N
-passed, M failed`. """
+passed, M failed`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ NOTEBOOK_SECONDS = float(os.environ.get("NOTEBOOK_SECONDS", 90))
 MAY_SKIP = re.compile(r"\b(needs|no) (a |an )?(GPU|CUDA)", re.I)
 NONE = ["tests/nothing-to-run"]  # so that an empty part fails
 TWO = ["-n", "2", "--dist", "loadfile"]  # processes; a file stays in one of them, for what its tests share
+ALONE = {"OMP_NUM_THREADS": "1"}  # for each of two processes: threads that wait for one another's cores wait long
 USES_SITE = re.compile(r"\b(browser|built_site|site_url)\b")
 
 
@@ -55,9 +56,7 @@ def run(name: str, *arguments: str, **extra: str) -> Step:
     print(f"\n--- {name}", flush=True)
     start = time.perf_counter()
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment(**extra)).returncode
-    return Step(
-        name, code == 0, code != 0, 0, time.perf_counter() - start, [] if code == 0 else [f"exit code {code}"]
-    )
+    return Step(name, code == 0, code != 0, 0, time.perf_counter() - start, [] if code == 0 else [f"exit code {code}"])
 
 
 def pytest(name: str, *arguments: str, python: str = sys.executable, **extra: str) -> Step:
@@ -134,11 +133,10 @@ def apart() -> list[str]:
 
 
 def unit() -> Iterator[Step]:
-    # a thread each, so that two do not fight for a core
     yield pytest(
         "unit: shapes checked at run time",
         *("tests", *apart(), "-m", "not pages and not clock", *TWO),
-        OMP_NUM_THREADS="1",
+        **ALONE,
     )
     yield pytest("unit: against the clock", "tests", *apart(), "-m", "clock and not pages")
     yield pytest("unit: bad input, torch.compile (bare)", *(bare() or NONE), *TWO, GATED_TYPECHECK="0")
@@ -152,7 +150,7 @@ def kernels() -> Iterator[Step]:
         "kernels: in the interpreter",
         *(*(tests("test_*_interp*.py") or NONE), *TWO),
         TRITON_INTERPRET="1",
-        OMP_NUM_THREADS="1",
+        **ALONE,
     )
     yield run("kernels: compiled ahead of time", "tools/kernels.py")
     yield pytest("kernels: what was compiled", *(tests("test_*_aot*.py") or NONE))
@@ -174,6 +172,7 @@ def notebooks() -> Iterator[Step]:
         "tests/book/nbval.cfg",
         *(pages or NONE),
         JUPYTER_PLATFORM_DIRS="1",
+        **ALONE,
     )
     report = JUNIT / (re.sub(r"\W+", "-", name) + ".xml")
     spent = dict.fromkeys(pages, 0.0)
@@ -197,7 +196,7 @@ def notebooks() -> Iterator[Step]:
     ]
     yield step._replace(failed=step.failed + len(late), notes=step.notes + notes)
     alone = "tests/book/test_notebooks.py"
-    yield pytest("notebooks: as files, and alone from a wheel", alone, "-n", "2", "--dist", "worksteal")
+    yield pytest("notebooks: as files, and alone from a wheel", alone, "-n", "2", "--dist", "worksteal", **ALONE)
     others = [path for path in tests("book/test_*.py") if path != alone and not uses_site(path)]
     yield pytest("notebooks: what the pages are made from", *(others or NONE))
 

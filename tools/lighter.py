@@ -77,6 +77,7 @@ def named(text: str) -> str:
     equal viewports one stays."""
     bare = '<summary><span class="toctree-toggle"'
     text = text.replace(bare, bare.replace("<summary", '<summary aria-label="Its pages"'))
+    text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')  # of no list's items
     text = PARAMETERS.sub(
         lambda found: re.sub("(</?)dd>", r"\1span>", f'<span class="gated-parameters">{found[1]}</span>'), text
     )

@@ -32,6 +32,16 @@ from torch.nn import functional as F
 from gated.advmoe.networks import RoutedNetwork
 from gated.advmoe.search import Found, Objective, Verdict, check_attack, pgd, random_search
 from gated.advmoe.training import Bounds, evaluating
+from gated.gates._validation import (
+    check_axes,
+    check_count,
+    check_float,
+    check_int,
+    check_number,
+    check_positive,
+    check_sizes,
+    holds_anywhere,
+)
 
 Member = Literal["ste", "surrogate", "path", "search"]
 
@@ -71,7 +81,11 @@ def surrogate_attack(
 
     Args:
         eps: radius of the box, as in `pgd`.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite; as `pgd`.
     """
+    check_positive("temperature", temperature)
     with evaluating(model):
         return pgd(
             lambda x_adv, i: cross_entropy(model.trace(x_adv, temperature=temperature).logits, y[i]),
@@ -99,6 +113,8 @@ def path_attack(
         eps: radius of the box, as in `pgd`.
     """
     check_attack(x, eps, None, max_paths=max_paths)
+    check_number("penalty", penalty, 0)
+    check_number("kappa", kappa, 0)
     with evaluating(model):
         paths = pathways(model, x, max_paths)
         broken = wrong(model, y)
@@ -126,7 +142,12 @@ def _among(todo: Tensor, f: Objective) -> Objective:
 
 
 def pathways(model: RoutedNetwork, x: Tensor, most: int = 8) -> Int[Tensor, "paths routers"]:
-    """All pathways if there are at most `most`, else those that most of x take, the most taken first."""
+    """All pathways if there are at most `most`, else those that most of x take, the most taken first.
+
+    Raises:
+        ValueError: `most` below 1.
+    """
+    check_sizes(most=most)
     if model.num_experts**model.num_routers <= most:
         every = itertools.product(range(model.num_experts), repeat=model.num_routers)
         return torch.tensor(list(every), device=x.device)
@@ -138,7 +159,16 @@ def pathways(model: RoutedNetwork, x: Tensor, most: int = 8) -> Int[Tensor, "pat
 def score_gap(
     scores: Float[Tensor, "routers batch experts"], routes: Int[Tensor, "routers batch"]
 ) -> Float[Tensor, "routers batch"]:
-    """s_e - max_(j != e) s_j for the route e: negative where the router would go elsewhere. +inf for one expert."""
+    """s_e - max_(j != e) s_j for the route e: negative where the router would go elsewhere. +inf for one expert.
+
+    Raises:
+        ValueError: routes of another shape, or to an expert that does not exist.
+    """
+    check_float("scores", scores)
+    check_int("routes", routes)
+    check_axes("routers batch experts, routers batch", scores=scores, routes=routes)
+    if holds_anywhere((routes < 0) | (routes >= scores.shape[-1])):
+        raise ValueError(f"routes must lie in 0..{scores.shape[-1] - 1}; got another expert")
     own = scores.gather(-1, routes[..., None])
     others = scores.scatter(-1, routes[..., None], -torch.inf)
     return own[..., 0] - others.amax(-1)
@@ -243,10 +273,16 @@ def attack_panel(
     if not members or set(members) - set(get_args(Member)):
         raise ValueError(f"members must be some of {get_args(Member)}; got {tuple(members)}")
     check_attack(x, eps, bounds, steps=steps, restarts=restarts, queries=queries)
+    check_positive("temperature", temperature)
+    if search_examples is not None:
+        check_count("search_examples", search_examples)
     common: dict[str, Any] = {"steps": steps, "alpha": alpha, "bounds": bounds, "generator": generator}
     found: dict[str, Found] = {}
     with evaluating(model), torch.no_grad():
-        clean = model(x).argmax(-1) != y
+        logits = model(x)
+    if bool(((y < 0) | (y >= logits.shape[-1])).any()):
+        raise ValueError(f"y must hold classes 0 to {logits.shape[-1] - 1}; got {int(y.min())} to {int(y.max())}")
+    clean = logits.argmax(-1) != y
     for member in members:
         if member == "ste":
             found[member] = ste_attack(model, x, y, eps, restarts=restarts, **common)
@@ -335,10 +371,11 @@ def released_attack(
         eps: radius of the box, as in `pgd`.
 
     Raises:
-        ValueError: a model without one global router.
+        ValueError: a model without one global router, a weight that is negative or not finite.
 
     Source: the program of Zhang et al. 2023, arXiv 2308.10110.
     """
+    check_number("weight", weight, 0)
     if model.router is None:
         raise ValueError("model must have a global router (routing='global', several experts); got none")
 

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gated.gates import softmax_gate, straight_through
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_axes, check_choice, check_count, check_float, check_int, check_sizes
 
 Ste = Literal["selected", "full", "softmax"]
 
@@ -27,15 +27,19 @@ def top1(scores: Float[Tensor, "batch experts"]) -> Int[Tensor, " batch"]:
     """e_b = argmax_j s_bj, the lower index of equal scores.
 
     Raises:
-        ValueError: scores that are not finite. argmax of a row of NaN is 0, so a router that has diverged would look
-            like one that always picks the same expert.
+        ValueError: scores of another shape, or not finite. argmax of a row of NaN is 0, so a router that has diverged
+            would look like one that always picks the same expert.
 
     Example:
         >>> top1(torch.tensor([[0.0, 2.0], [1.0, 1.0]])).tolist()
         [1, 0]
     """
+    check_float("scores", scores)
+    check_axes("batch experts", scores=scores)
+    if not scores.shape[1]:
+        raise ValueError(f"scores must have an expert to choose; got shape {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
-        raise ValueError("scores must be finite (a router that diverged?); got NaN or an infinite score")
+        raise ValueError("scores must be finite (a router that diverged, or x?); got NaN or an infinite score")
     return scores.argmax(-1)
 
 
@@ -59,13 +63,17 @@ def expert_conv(
         stride, padding: of the convolution, the same along all axes.
 
     Raises:
-        ValueError: sizes that do not fit, an expert that does not exist, a kernel wider than the padded input.
+        ValueError: sizes that do not fit, an expert that does not exist, a kernel wider than the padded input, a
+            stride below 1, a padding below 0.
 
     Example:
         >>> x, weight = torch.ones(2, 1, 4), torch.stack([torch.zeros(1, 1, 1), torch.ones(1, 1, 1)])
         >>> expert_conv(x, weight, torch.tensor([1, 0])).sum((1, 2)).tolist()
         [4.0, 0.0]
     """
+    check_sizes(stride=stride)
+    check_count("padding", padding, least=0)
+    check_int("routes", routes)
     _check(x, weight, padding)
     if routes.shape != x.shape[:1]:
         raise ValueError(f"routes must hold one expert for each of {len(x)} inputs; got shape {tuple(routes.shape)}")
@@ -261,8 +269,12 @@ class MoEConv(nn.Module):
 
 
 def _check(x: Tensor, weight: Tensor, padding: int) -> None:
-    if weight.ndim not in (4, 5):
-        raise ValueError(f"weight must be [experts, width, channels, *kernel]; got shape {tuple(weight.shape)}")
+    check_float("x", x)
+    check_float("weight", weight)
+    if weight.ndim not in (4, 5) or 0 in weight.shape:
+        raise ValueError(
+            f"weight must be [experts, width, channels, *kernel], not empty; got shape {tuple(weight.shape)}"
+        )
     if x.ndim != weight.ndim - 1 or x.shape[1] != weight.shape[2]:
         space = ("length",) if weight.ndim == 4 else ("height", "width")
         want = f"[batch, {weight.shape[2]}, {', '.join(space)}]"

@@ -87,7 +87,7 @@ def exact_margin(
         raise ValueError(f"router must be shapes ({dim},) and (); got {tuple(a.shape)} and {tuple(c.shape)}")
     if weight.shape != (2, dim) or bias.shape != (2,):
         raise ValueError(f"experts must be shapes (2, {dim}) and (2,); got {tuple(weight.shape)}, {tuple(bias.shape)}")
-    if y.shape != x.shape[:1] or not bool((y.abs() == 1).all()):
+    if y.shape != x.shape[:1] or y.dtype == torch.bool or not bool((y.abs() == 1).all()):
         raise ValueError(f"y must be -1 or +1 for each of {len(x)} inputs; got shape {tuple(y.shape)} or other labels")
     sign = y.to(x.dtype)
     score = x @ a + c

@@ -12,13 +12,15 @@ from gated.advmoe.attacks import route_attack
 from gated.advmoe.networks import RoutedNetwork
 from gated.advmoe.training import Bounds, evaluating
 from gated.gates import entropy
+from gated.gates._validation import check_int, check_sizes
 
 
 @torch.no_grad()
 def routes_of(
     model: RoutedNetwork, x: Float[Tensor, "examples ..."], batch: int = 1000
 ) -> Int[Tensor, "routers examples"]:
-    """Each input's route, in evaluation mode."""
+    """Each input's route, in evaluation mode, `batch` inputs at a time. Raises ValueError for a batch below 1."""
+    check_sizes(batch=batch)
     with evaluating(model):
         return torch.cat([model.trace(part).routes for part in x.split(batch)], 1)
 
@@ -40,6 +42,9 @@ def route_load(routes: Int[Tensor, "routers examples"], num_experts: int) -> Flo
 
 def load_entropy(routes: Int[Tensor, "routers examples"], num_experts: int) -> Float[Tensor, " routers"]:
     """Entropy of each router's load in nats: log N at balance, 0 for a router that has collapsed.
+
+    Raises:
+        ValueError: as `route_load`.
 
     Example:
         >>> load_entropy(torch.tensor([[0, 1, 0, 1]]), num_experts=2)  # log 2
@@ -71,7 +76,7 @@ def route_label_information(
     For a router that knows nothing the estimate is about (N - 1)(C - 1) / (2 examples), not 0.
 
     Raises:
-        ValueError: not one label an input.
+        ValueError: not one label an input, labels below 0; as `route_load`.
 
     Example:
         >>> route_label_information(torch.tensor([[0, 1, 0, 1]]), torch.tensor([0, 1, 0, 1]), 2)  # log 2
@@ -80,6 +85,9 @@ def route_label_information(
     _check_routes(routes, num_experts)
     if y.shape != routes.shape[1:]:
         raise ValueError(f"y must hold one label for each of {routes.shape[1]} inputs; got shape {tuple(y.shape)}")
+    check_int("y", y)
+    if int(y.min()) < 0:
+        raise ValueError(f"y must hold classes from 0 on; got {int(y.min())}")
     classes = int(y.max()) + 1
     joint = route_load(routes * classes + y, num_experts * classes)
     table = joint.unflatten(1, (num_experts, classes))
@@ -125,6 +133,8 @@ def _of_router(name: str) -> bool:
 
 
 def _check_routes(routes: Tensor, num_experts: int) -> None:
+    check_sizes(num_experts=num_experts)
+    check_int("routes", routes)
     if routes.ndim != 2 or not routes.numel():
         raise ValueError(f"routes must be [routers, examples] with at least one of each; got {tuple(routes.shape)}")
     if not 0 <= int(routes.min()) <= int(routes.max()) < num_experts:

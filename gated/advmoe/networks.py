@@ -104,7 +104,8 @@ class RoutedNetwork(nn.Module):
             ValueError: an input of another shape, routes of another shape or beyond the experts, both arguments at
                 once, T <= 0, scores that are not finite.
         """
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels or not x.is_floating_point():
+        fits = x.ndim == self.dims + 2 and x.shape[1] == self.in_channels and 0 not in x.shape[2:]
+        if not fits or not x.is_floating_point():
             space = ("length",) if self.dims == 1 else ("height", "width")
             want = f"[batch, {self.in_channels}, {', '.join(space)}]"
             raise ValueError(f"x must be floating point, {want}; got {x.dtype} {tuple(x.shape)}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import ResNet
-from gated.gates._validation import check_count, check_sizes
+from gated.gates._validation import check_choice, check_count, check_sizes
 
 
 class LayerRouter(nn.Module):
@@ -52,8 +52,10 @@ class ConstantRouter(nn.Module):
 def image_router(num_experts: int, in_channels: int = 3) -> ResNet:
     """The authors' router: the residual network of 20 layers (widths 16, 32, 64) with N outputs.
 
-    269,202 parameters and 40.6 million multiply-adds for N = 2 and images of 3 x 32 x 32.
+    269,202 parameters and 40.6 million multiply-adds for N = 2 and images of 3 x 32 x 32. Raises ValueError for sizes
+    below 1.
     """
+    check_sizes(num_experts=num_experts)
     return ResNet((3, 3, 3), (16, 32, 64), in_channels=in_channels, num_classes=num_experts)
 
 
@@ -62,7 +64,12 @@ def small_router(num_experts: int, in_channels: int, *, dims: int = 1, width: in
 
     Args:
         dims: 1 for signals, 2 for images.
+
+    Raises:
+        ValueError: sizes below 1, other dims.
     """
+    check_sizes(num_experts=num_experts, in_channels=in_channels, dims=dims, width=width)
+    check_choice("dims", dims, (1, 2))
     conv = (nn.Conv1d, nn.Conv2d)[dims - 1]
     norm = (nn.BatchNorm1d, nn.BatchNorm2d)[dims - 1]
     k = (5, 3)[dims - 1]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.training import AttackError, Bounds, check_bounds, check_finite, project
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_float, check_sizes
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> what to maximise, [batch]
 Verdict = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> whether each is broken, [batch]
@@ -177,6 +177,9 @@ def assert_used(best: Tensor, x: Tensor, survived: Tensor, eps: float | int, *, 
 
 
 def check_attack(x: Tensor, eps: float | int, bounds: Bounds, **counts: int) -> None:
+    check_float("x", x)
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"x must be [batch, ...], not empty; got shape {tuple(x.shape)}")
     check_eps(eps)
     check_bounds(bounds)
     check_sizes(**counts)

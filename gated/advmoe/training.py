@@ -15,7 +15,7 @@ Sources: Zhang et al. 2019 (TRADES), arXiv 1901.08573; Zhang et al. 2023 (AdvMoE
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.networks import RoutedNetwork
+from gated.gates._validation import check_axes, check_float, check_int, check_number, holds_anywhere
 
 Bounds = tuple[float | int, float | int] | None
 Batch = tuple[Tensor, Tensor]
@@ -82,7 +83,13 @@ def kl(
     Args:
         log_space: False takes log(softmax p), as the usual library call with a differentiable target does. Once an
             entry of softmax p underflows to 0 (float32: logits about 104 apart) its gradient is NaN; log space gives 0.
+
+    Raises:
+        ValueError: logits that are not floating point, or of two shapes.
     """
+    check_float("p_logits", p_logits)
+    check_float("q_logits", q_logits)
+    check_axes("batch classes, batch classes", p_logits=p_logits, q_logits=q_logits)
     log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
     if log_space:
         return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
@@ -95,7 +102,18 @@ def trades_loss(
     y: Int[Tensor, " batch"],
     beta: float | int = 6.0,
 ) -> Float[Tensor, ""]:
-    """CE(clean, y) + beta mean KL(clean || adversarial). Neither side is detached, as in TRADES."""
+    """CE(clean, y) + beta mean KL(clean || adversarial). Neither side is detached, as in TRADES.
+
+    Raises:
+        ValueError: shapes that do not fit, y that is no class, a beta that is negative or not finite.
+    """
+    check_number("beta", beta, 0)
+    check_float("clean", clean)
+    check_float("adversarial", adversarial)
+    check_int("y", y)
+    check_axes("batch classes, batch classes, batch", clean=clean, adversarial=adversarial, y=y)
+    if holds_anywhere((y < 0) | (y >= clean.shape[1])):
+        raise ValueError(f"y must hold classes 0 to {clean.shape[1] - 1}; got others")
     return F.cross_entropy(clean, y) + beta * kl(clean, adversarial).mean()
 
 
@@ -124,7 +142,12 @@ def project(x_adv: Tensor, x: Tensor, eps: float | int, bounds: Bounds = None) -
 
     Args:
         x_adv: the point that is moved.
+
+    Raises:
+        ValueError: eps negative or not finite, bounds that are no (low, high).
     """
+    check_eps(eps)
+    check_bounds(bounds)
     x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps)
     return x_adv if bounds is None else x_adv.clamp(*bounds)
 
@@ -177,8 +200,11 @@ def optimizers(
         options: further arguments of SGD; momentum 0.9 and weight_decay 5e-4 unless given.
 
     Raises:
-        ValueError: a parameter that belongs to both or to neither.
+        ValueError: a parameter that belongs to both or to neither, a learning rate that is negative or not finite.
     """
+    check_number("lr", lr, 0)
+    if router_lr is not None:
+        check_number("router_lr", router_lr, 0)
     options = {"momentum": 0.9, "weight_decay": 5e-4} | options
     psi, phi = model.expert_parameters(), model.router_parameters()
     if len({id(p) for p in psi + phi}) != len(psi) + len(phi) or len(psi) + len(phi) != len(list(model.parameters())):
@@ -191,7 +217,7 @@ def optimizers(
 
 
 def standard_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer], batch: Batch
+    model: nn.Module, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer | None], batch: Batch
 ) -> float:
     """One update by CE(f(x), y) alone. Returns the loss."""
     model.train()
@@ -200,7 +226,7 @@ def standard_step(
 
 def joint_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer],
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer | None],
     batch: Batch,
     trades: Trades,
     generator: torch.Generator | None = None,
@@ -279,6 +305,7 @@ def released_step(
 
     Source: the program of Zhang et al. 2023, arXiv 2308.10110.
     """
+    check_number("router_weight", router_weight, 0)
     if model.router is None:
         raise ValueError("model must have a global router (routing='global', several experts); got none")
     x, y = batch
@@ -311,11 +338,11 @@ def released_step(
     return _update(loss, routers), psi_loss
 
 
-def _update(loss: Tensor, optimizer: torch.optim.Optimizer | list[torch.optim.Optimizer]) -> float:
+def _update(loss: Tensor, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer | None]) -> float:
     """Gradients of exactly the optimisers' parameters, so that nothing accumulates in the others, and a step."""
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()}; nothing was updated")
-    every = [o for o in (optimizer if isinstance(optimizer, list) else [optimizer]) if o is not None]
+    every = [o for o in ([optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer) if o is not None]
     params = [p for o in every for group in o.param_groups for p in group["params"]]
     for p, grad in zip(params, torch.autograd.grad(loss, params, allow_unused=True), strict=True):
         p.grad = grad

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_choice
+from gated.gates._validation import check_choice, check_float
 
 Estimator = Literal["masked", "normalised"]
 
@@ -57,7 +57,7 @@ def relation_attention(
         ValueError: an unknown estimator; shapes that do not fit.
     """
     check_choice("estimator", estimator, get_args(Estimator))
-    _check(q, others[0], relation, links)
+    _check(q, own, others, relation, links)
     ra, rb = relation.chunk(2, -1)
     scale = 1 / math.sqrt(q.shape[-1])
     heard = ((q + ra[1]) * scale) @ (others[0] + rb[1]).mT
@@ -94,8 +94,11 @@ def released_attention(
     Args:
         graph: alpha, whose diagonal may be 1 (`sample_graph` with `self_edges`).
         causal: j <= i only.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
-    _check(q, k, relation, graph)
+    _check(q, (q, q), (k, v), relation, graph)
     agents = q.shape[-2]
     ra, rb = relation.chunk(2, -1)
     absent, present = ((q + ra[e]) @ (k + rb[e]).mT / q.shape[-1] for e in (0, 1))
@@ -107,9 +110,20 @@ def released_attention(
     return (scores.softmax(-1) * factor) @ v
 
 
-def _check(q: Tensor, k: Tensor, relation: Tensor, links: Tensor) -> None:
+def _check(
+    q: Tensor, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], relation: Tensor, links: Tensor
+) -> None:
+    check_float("q", q)
+    key, value = others
+    check_float("others, or v,", value)
+    if key.shape != value.shape or key.shape[:-2] != q.shape[:-2] or key.shape[-1] != q.shape[-1]:
+        raise ValueError(f"keys and values of others, k and v, must fit q, {q.shape}; got {key.shape}, {value.shape}")
+    if own[0].shape != q.shape or own[1].shape != q.shape:
+        raise ValueError(f"own must have the shape of q, {tuple(q.shape)}; got {own[0].shape}, {own[1].shape}")
     if relation.shape != (2, 2 * q.shape[-1]):
         raise ValueError(f"relation must have shape (2, {2 * q.shape[-1]}), got {tuple(relation.shape)}")
-    if links.shape[-2:] != (q.shape[-2], k.shape[-2]):
-        needed = f"(*batch, {q.shape[-2]}, {k.shape[-2]})"
-        raise ValueError(f"links must have shape {needed}, queries and keys, got {tuple(links.shape)}")
+    batch, rows = links.shape[:-2], q.shape[:-2]
+    fits = links.shape[-2:] == (q.shape[-2], key.shape[-2]) and len(batch) <= len(rows)
+    if not fits or any(size not in (1, wanted) for size, wanted in zip(batch[::-1], rows[::-1], strict=False)):
+        needed = f"(*batch, {q.shape[-2]}, {key.shape[-2]})"
+        raise ValueError(f"links (graph) must have shape {needed}, queries and keys, got {tuple(links.shape)}")

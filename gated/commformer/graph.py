@@ -111,6 +111,7 @@ def inclusion_probability(
         [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
     """
     check_edges(edges)
+    check_count("k", k)
     if k not in (1, 2) or k > edges.shape[-1] - 1:
         raise ValueError(f"k must be 1 or 2, and at most agents - 1 = {edges.shape[-1] - 1}, got {k}")
     logits = _without_self(edges)
@@ -133,7 +134,8 @@ def logit_gap(edges: Float[Tensor, "*batch agents agents"], k: int) -> Float[Ten
         [0.5, 1.0, 1.0]
     """
     check_edges(edges)
-    if not 1 <= k < edges.shape[-1]:
+    check_count("k", k)
+    if k >= edges.shape[-1]:
         raise ValueError(f"k must lie in 1..{edges.shape[-1] - 1}, got {k}")
     order = _without_self(edges).sort(-1, descending=True).values
     return order[..., k - 1] - order[..., k]

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.gates._validation import check_positive, check_sizes
+from gated.gates._validation import check_axes, check_float, check_number, check_positive, check_sizes
 from gated.policy_gradient import clipped_gain
 
 
@@ -170,8 +170,16 @@ def clipped_policy_loss(
     weight: Float[Tensor, " runs *#rest"],
     clip: float | int,
 ) -> Float[Tensor, " runs"]:
-    """-sum w min(rho A, clip(rho, 1 - c, 1 + c) A) / sum w for each run, rho = exp(log_prob - old_log_prob)."""
-    gain = clipped_gain(log_prob - old_log_prob, advantage.expand_as(log_prob), clip)
+    """-sum w min(rho A, clip(rho, 1 - c, 1 + c) A) / sum w for each run, rho = exp(log_prob - old_log_prob).
+
+    Raises:
+        ValueError: shapes that do not fit, a clip that is negative or not finite.
+    """
+    check_float("log_prob", log_prob)
+    check_float("old_log_prob", old_log_prob)
+    check_axes("runs *rest, runs *rest, runs *rest", log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    _check_weight(weight, log_prob)
+    gain = clipped_gain(log_prob - old_log_prob, advantage, clip)
     return -run_mean(gain, weight)
 
 
@@ -187,7 +195,16 @@ def clipped_value_loss(
 
     Args:
         huber: where Huber's loss turns from a parabola into a line.
+
+    Raises:
+        ValueError: shapes that do not fit, a clip that is negative, a huber that is not positive.
     """
+    check_number("clip", clip, 0)
+    check_positive("huber", huber)
+    check_float("value", value)
+    check_float("old_value", old_value)
+    check_axes("runs *rest, runs *rest, runs *rest", value=value, old_value=old_value, target=target)
+    _check_weight(weight, value)
     near = old_value + (value - old_value).clamp(-clip, clip)
     losses = (F.huber_loss(v, target, reduction="none", delta=huber) for v in (value, near))
     return run_mean(torch.maximum(*losses), weight)
@@ -205,3 +222,10 @@ def run_mean(x: Float[Tensor, " runs *rest"], weight: Float[Tensor, " runs *#res
     """sum w x / sum w for each run."""
     w = weight.expand_as(x)
     return (w * x).flatten(1).sum(1) / w.flatten(1).sum(1)
+
+
+def _check_weight(weight: Tensor, x: Tensor) -> None:
+    """One weight for each entry of x, or for all along an axis of size 1; each run has its own."""
+    fits = weight.ndim == x.ndim and len(weight) == len(x)
+    if not fits or any(size not in (1, wanted) for size, wanted in zip(weight.shape, x.shape, strict=True)):
+        raise ValueError(f"weight must have the shape {tuple(x.shape)} or 1s in it; got {tuple(weight.shape)}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.gates import straight_through
-from gated.gates._validation import check_number, check_positive, check_sizes
+from gated.gates._validation import check_float, check_number, check_positive, check_same_shape, check_sizes
 
 ReceiveEstimator = Literal["straight_through", "score"]
 
@@ -71,14 +71,22 @@ def stored_gate(
         [1.0, 0.0, 1.0]
     """
     check_positive("temperature", temperature)
+    check_float("logit", logit)
+    check_float("stored", stored)
+    check_same_shape("stored", stored, "logit", logit)
     return straight_through(stored, (logit / temperature).sigmoid())
 
 
 def gate_log_prob(logit: Float[Tensor, "*batch"], receive: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log P(z | l) = z log sigmoid(l) + (1 - z) log sigmoid(-l), in nats.
 
+    Raises:
+        ValueError: shapes that differ.
+
     Example:
         >>> gate_log_prob(torch.zeros(2), torch.tensor([1.0, 0.0])).exp().tolist()
         [0.5, 0.5]
     """
+    check_float("logit", logit)
+    check_same_shape("receive", receive, "logit", logit)
     return F.logsigmoid(torch.where(receive > 0.5, logit, -logit))

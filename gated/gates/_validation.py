@@ -28,6 +28,35 @@ def check_float(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must be a floating-point tensor; got {given}")
 
 
+def check_int(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be a tensor of integers; got {given}")
+
+
+def check_axes(axes: str, **tensors: Tensor) -> None:
+    """Each tensor has the axes that stand for it in `axes`, as in "*batch dim, dim", and one name is one size in all.
+
+    `*batch` is any number of axes. Nothing is broadcast.
+    """
+    sizes: dict[str, object] = {}
+    for words, (name, tensor) in zip(axes.split(","), tensors.items(), strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor [{words.strip()}]; got {type(tensor).__name__}")
+        names, shape = words.split(), tuple(tensor.shape)
+        star = next((i for i, axis in enumerate(names) if axis[0] == "*"), None)
+        parts: list[object] = list(shape)
+        if star is not None and len(shape) >= len(names) - 1:
+            end = len(shape) - (len(names) - star - 1)
+            parts[star:end] = [shape[star:end]]
+        known = {axis: sizes[axis] for axis in names if axis in sizes}
+        if len(parts) != len(names) or any(
+            sizes.setdefault(axis, part) != part for axis, part in zip(names, parts, strict=True)
+        ):
+            given = "".join(f", {axis} = {size}" for axis, size in known.items())
+            raise ValueError(f"{name} must have shape [{words.strip()}]{given}; got {shape}")
+
+
 def check_rows(name: str, tensor: Tensor, *, allow_bool: bool = False) -> None:
     if not (allow_bool and isinstance(tensor, Tensor) and tensor.dtype == torch.bool):
         check_float(name, tensor)

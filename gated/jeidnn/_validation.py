@@ -45,8 +45,13 @@ def check_classes(y: Tensor, rows: int, classes: int) -> None:
         raise ValueError(f"y must hold classes 0 to {classes - 1}; got {int(y.min())} to {int(y.max())}")
 
 
-def check_exits(exit: Tensor, rows: int, exits: int) -> None:
+def check_exits(exit: Tensor, rows: int, exits: int, name: str = "exit") -> None:
     if exit.shape != (rows,) or exit.dtype != torch.int64:
-        raise ValueError(f"exit must be int64, shape ({rows},); got {exit.dtype} {tuple(exit.shape)}")
+        raise ValueError(f"{name} must be int64, shape ({rows},); got {exit.dtype} {tuple(exit.shape)}")
     if rows and not ((exit >= 0) & (exit < exits)).all():
-        raise ValueError(f"exit must lie in 0 to {exits - 1}; got {int(exit.min())} to {int(exit.max())}")
+        raise ValueError(f"{name} must lie in 0 to {exits - 1}; got {int(exit.min())} to {int(exit.max())}")
+
+
+def check_correct(correct: Tensor) -> None:
+    if correct.ndim != 2 or correct.dtype != torch.bool or 0 in correct.shape:
+        raise ValueError(f"correct must be bool [batch, exits], not empty; got {correct.dtype} {tuple(correct.shape)}")

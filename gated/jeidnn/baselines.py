@@ -4,14 +4,15 @@ Each rule maps the answers of all exits to the exit taken, [batch]; `tally` turn
 """
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.gates._validation import check_sizes
-from gated.jeidnn._validation import check_costs, check_exits, check_number, check_rows
+from gated.gates._validation import check_float, check_int, check_sizes
+from gated.jeidnn._validation import check_correct, check_costs, check_exits, check_number, check_rows
 from gated.jeidnn.exits import first_true
 
 
@@ -24,7 +25,12 @@ class Tally(NamedTuple):
 
 
 def tally(exit: Int64[Tensor, "batch"], correct: Bool[Tensor, "batch exits"], costs: Float[Tensor, "exits"]) -> Tally:
-    """What a rule costs and gets right, given which exits are right on each sample."""
+    """What a rule costs and gets right, given which exits are right on each sample.
+
+    Raises:
+        ValueError: no samples, an exit that does not exist, costs that do not rise, shapes or dtypes that do not fit.
+    """
+    check_correct(correct)
     exits = correct.shape[1]
     check_exits(exit, len(correct), exits)
     check_costs(costs, exits)
@@ -39,14 +45,18 @@ def threshold_exit(
     """The first exit whose score (see `score`) reaches its threshold, one for all or one each; else the last.
 
     Raises:
-        ValueError: thresholds of another shape.
+        ValueError: thresholds of another shape, or NaN.
 
     Example:
         >>> threshold_exit(torch.tensor([[0.2, 0.9], [0.1, 0.3]]), threshold=0.5).tolist()
         [1, 2]
     """
     check_rows("scores", scores, 2)
+    if not isinstance(threshold, Real | Tensor):
+        raise ValueError(f"threshold must be a number or a tensor; got {threshold!r}")
     threshold = torch.as_tensor(threshold, device=scores.device)
+    if threshold.isnan().any():
+        raise ValueError("threshold must hold no NaN, which no score reaches; got some")
     if threshold.ndim and threshold.shape != scores.shape[1:]:
         raise ValueError(f"threshold must be a number or have shape ({scores.shape[1]},), got {tuple(threshold.shape)}")
     return first_true(scores >= threshold)
@@ -55,12 +65,16 @@ def threshold_exit(
 def geometric_quotas(exits: int, ratio: float | int) -> Float[Tensor, "exits"]:
     """q_k in proportion to ratio^k, sum 1: the shares that shall leave at each exit. 1 is uniform, large is late.
 
+    Raises:
+        ValueError: no exits, a ratio that is not positive and finite.
+
     Source: Huang et al. 2018, arXiv 1703.09844 (MSDNet).
 
     Example:
         >>> geometric_quotas(2, ratio=3.0).tolist()
         [0.25, 0.75]
     """
+    check_sizes(exits=exits)
     check_number("ratio", ratio, 0, open_low=True)
     # through a softmax, so that no power overflows
     return (torch.arange(exits).double() * torch.tensor(float(ratio)).double().log()).softmax(0)
@@ -77,6 +91,7 @@ def quota_thresholds(scores: Float[Tensor, "batch gates"], quotas: Float[Tensor,
     Source: Huang et al. 2018, arXiv 1703.09844.
     """
     check_rows("scores", scores, 2)
+    check_float("quotas", quotas)
     n, gates = scores.shape
     if quotas.shape != (gates + 1,) or (quotas < 0).any() or not torch.isclose(quotas.sum(), quotas.new_ones(())):
         raise ValueError(f"quotas must be {gates + 1} shares that sum to 1, got {quotas.tolist()}")
@@ -94,6 +109,9 @@ def quota_thresholds(scores: Float[Tensor, "batch gates"], quotas: Float[Tensor,
 def patience_exit(guess: Int64[Tensor, "batch exits"], patience: int) -> Int64[Tensor, "batch"]:
     """The first exit at which `patience` exits in a row have given the same class; else the last. 1 is the first.
 
+    Raises:
+        ValueError: a patience below 1, guesses that are not [batch, exits] of classes.
+
     Source: Zhou et al. 2020, arXiv 2006.04152.
 
     Example:
@@ -101,6 +119,9 @@ def patience_exit(guess: Int64[Tensor, "batch exits"], patience: int) -> Int64[T
         [2]
     """
     check_sizes(patience=patience)
+    check_int("guess", guess)
+    if guess.ndim != 2 or not guess.shape[1]:
+        raise ValueError(f"guess must be [batch, exits] with at least one exit; got {tuple(guess.shape)}")
     agree = torch.ones_like(guess[:, :-1], dtype=torch.bool)
     for back in range(1, patience):
         agree[:, back:] &= guess[:, back:-1] == guess[:, : -back - 1]
@@ -126,10 +147,14 @@ def random_exit_accuracy(accuracy: Float[Tensor, "exits"], rates: Float[Tensor, 
 def oracle_exit(correct: Bool[Tensor, "batch exits"]) -> Int64[Tensor, "batch"]:
     """The first exit that is right, and the cheapest where none is: no rule is more accurate, none as cheap at that.
 
+    Raises:
+        ValueError: no samples, no exits, what is not bool.
+
     Example:
         >>> oracle_exit(torch.tensor([[False, True, True], [False, False, False]])).tolist()
         [1, 0]
     """
+    check_correct(correct)
     first = first_true(correct)
     return first.masked_fill(first == correct.shape[1], 0)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.gates._validation import check_choice
+from gated.gates._validation import check_axes, check_choice, check_float, check_number, check_same_shape
 from gated.jeidnn._validation import check_costs, check_gates, check_rows
 
 Causal = Literal["clip", "stick", "cdf"]
@@ -120,10 +120,15 @@ def first_true(stop: Bool[Tensor, "*batch gates"]) -> Int64[Tensor, "*batch"]:
 def expected_cost(p: Float[Tensor, "*batch exits"], costs: Float[Tensor, "exits"]) -> Float[Tensor, "*batch"]:
     """sum_l p_l c_l, with c_l all that is computed until a sample has left at l.
 
+    Raises:
+        ValueError: costs that do not rise or are not one an exit.
+
     Example:
         >>> expected_cost(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])).item()
         0.625
     """
+    check_float("p", p)
+    check_axes("*batch exits", p=p)
     check_costs(costs, p.shape[-1])
     return p @ costs.to(p)
 
@@ -136,11 +141,17 @@ def objective(
 ) -> Float[Tensor, "*batch"]:
     """J = sum_l p_l (loss_l + lambda c_l), lambda = `trade_off` >= 0 in nats for one run of the full network.
 
+    Raises:
+        ValueError: shapes that differ, a trade_off that is negative or not finite; as `expected_cost`.
+
     Example:
         >>> p, losses, costs = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 1.0]])
         >>> objective(p, losses, costs, trade_off=2.0).item()
         2.0
     """
+    check_number("trade_off", trade_off, 0)
+    check_float("losses", losses)
+    check_same_shape("losses", losses, "p", p)
     return (p * losses).sum(-1) + trade_off * expected_cost(p, costs)
 
 

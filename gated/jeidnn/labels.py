@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice
+from gated.gates._validation import check_choice, check_sizes
 from gated.jeidnn._validation import check_classes, check_costs, check_exits, check_number, check_rows
 
 Target = Literal["subsequent", "one-hot", "hazard"]
@@ -57,9 +57,13 @@ def gate_targets(labels: Int64[Tensor, "batch"], exits: int, kind: Target = "sub
 
     They belong to the compositions "cdf", "clip" and "stick", in this order. The released code spends the first as
     the second. In float32 on the labels' device.
+
+    Raises:
+        ValueError: an unknown kind, labels beyond the exits.
     """
     check_choice("kind", kind, get_args(Target))
-    check_exits(labels, len(labels), exits)
+    check_sizes(exits=exits)
+    check_exits(labels, len(labels), exits, "labels")
     gate = torch.arange(exits - 1, device=labels.device)
     after, here = (gate > labels[:, None]).float(), (gate == labels[:, None]).float()
     if kind == "subsequent":
@@ -79,9 +83,14 @@ def regret(totals: Float[Tensor, "batch exits"]) -> Float[Tensor, "batch gates"]
 
 
 def positive_weights(labels: Int64[Tensor, "batch"], exits: int, cap: float | int = 5) -> Float[Tensor, "gates"]:
-    """pi_l = min(cap, (n - n_l) / max(n_l, 0.1)), n_l the samples with label l; `cap` for a label that nobody has."""
+    """pi_l = min(cap, (n - n_l) / max(n_l, 0.1)), n_l the samples with label l; `cap` for a label that nobody has.
+
+    Raises:
+        ValueError: labels beyond the exits, a cap that is not positive and finite.
+    """
     check_number("cap", cap, 0, open_low=True)
-    check_exits(labels, len(labels), exits)
+    check_sizes(exits=exits)
+    check_exits(labels, len(labels), exits, "labels")
     count = torch.bincount(labels, minlength=exits)[: exits - 1].float()
     return ((len(labels) - count) / count.clamp(min=0.1)).clamp(max=cap)
 
@@ -94,11 +103,14 @@ def gate_loss(
     """Mean over samples and gates of w_l BCE(sigma(s_l), t_l), with pi_l (`positive`) times that where t_l = 1.
 
     Raises:
-        ValueError: targets of another shape.
+        ValueError: targets of another shape, `positive` that is not one a gate.
     """
+    check_rows("gate_logits", gate_logits, 2, finite=False)
     target, weight = (x.to(gate_logits) for x in targets)
-    if target.shape != gate_logits.shape:
+    if not target.shape == weight.shape == gate_logits.shape:
         raise ValueError(f"targets must have the shape {tuple(gate_logits.shape)}, got {tuple(target.shape)}")
+    if positive is not None and positive.shape != gate_logits.shape[1:]:
+        raise ValueError(f"positive must be one for each of {gate_logits.shape[1]} gates; got {tuple(positive.shape)}")
     positive = None if positive is None else positive.to(gate_logits)
     return F.binary_cross_entropy_with_logits(gate_logits, target, weight, pos_weight=positive)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gated.backbones import macs
+from gated.gates._validation import check_sizes
 from gated.jeidnn._validation import check_number
 from gated.jeidnn.policies import GatePolicy, Policy, UncertaintyGate
 
@@ -296,7 +297,11 @@ def transformer_exit_macs(tokens: int, dim: int, classes: int, mlp_ratio: int = 
 
     Args:
         mlp_ratio: r.
+
+    Raises:
+        ValueError: sizes below 1.
     """
+    check_sizes(tokens=tokens, dim=dim, classes=classes, mlp_ratio=mlp_ratio)
     return tokens * (4 + 2 * mlp_ratio) * dim**2 + 2 * tokens**2 * dim + dim * classes + 4
 
 
@@ -309,7 +314,11 @@ def released_exit_count(tokens: int, dim: int, classes: int, mlp_ratio: int = 2)
 
     Args:
         mlp_ratio: d_ff / d.
+
+    Raises:
+        ValueError: sizes below 1.
     """
+    check_sizes(tokens=tokens, dim=dim, classes=classes, mlp_ratio=mlp_ratio)
     hidden = mlp_ratio * dim
     linear = 3 * dim**2 + dim * (dim + 1) + hidden * (dim + 1) + dim * (hidden + 1)
     norms = 3 * (5 * tokens * dim) // 2

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_choice, check_float, check_sizes
 from gated.jeidnn._validation import check_costs, check_number, check_rows
 
 
@@ -44,6 +44,7 @@ def optimal_stopping(
     check_rows("losses", losses, 2)
     exits, states = losses.shape
     check_costs(costs, exits)
+    check_float("transitions", transitions)
     if transitions.shape != (exits - 1, states, states):
         raise ValueError(f"transitions must have shape {(exits - 1, states, states)}, got {tuple(transitions.shape)}")
     if (transitions < 0).any() or not torch.allclose(transitions.sum(-1), transitions.new_ones(())):
@@ -99,12 +100,17 @@ def accuracy_when_continuing(
             `first` is smallest, as under a threshold. "random": anybody.
 
     Raises:
-        ValueError: shares that are negative or do not sum to 1, a budget out of range.
+        ValueError: shares that are negative or do not sum to 1, a budget out of range, not two accuracies a group.
     """
     check_choice("order", order, get_args(Order))
     check_number("budget", budget, 0, 1)
+    if not len(shares) == len(first) == len(second):
+        raise ValueError(f"first and second must be one for each of {len(shares)} shares; got {first} and {second}")
+    for name, values in (("first", first), ("second", second)):
+        for value in values:
+            check_number(name, value, 0)
     groups = list(zip(shares, first, second, strict=True))
-    if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-9:
+    if not all(share >= 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-9:
         raise ValueError(f"shares must be at least 0 and sum to 1, got {list(shares)}")
     right = sum(share * a for share, a, _ in groups)
     if order == "random":

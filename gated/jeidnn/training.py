@@ -144,6 +144,8 @@ def alternate(
     check_number("trade_off", trade_off, 0)
     for phase in phases:
         check_choice("phases", phase, get_args(Phase))
+    check_choice("weighting", weighting, get_args(Weighting))
+    check_choice("composition", composition, get_args(Causal))
     if not phases:
         raise ValueError(f"phases must name at least one of {get_args(Phase)}, got none")
     check_sizes(epochs=epochs, period=period, batch_size=batch_size)
@@ -194,7 +196,11 @@ def gate_phase(
     Args:
         trade_off: lambda.
         cost_sensitive: weigh each target by its `regret`.
+
+    Raises:
+        ValueError: an unknown target, a trade_off that is negative or not finite.
     """
+    check_choice("target", target, get_args(Target))
     with torch.no_grad():
         logits = network.exit_logits(batch)
         losses = exit_losses(logits, batch.y)

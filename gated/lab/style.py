@@ -120,9 +120,10 @@ def show(fig: Figure, alt: str) -> Picture:
         svg,
         count=1,
     )
-    # a word in a curve's colour needs more contrast than the curve: nearer to the page's text, in either theme; white
-    # ones stand on a mark
-    svg = re.sub(r'(<text style="[^"]*fill: )(#(?!ffffff)[0-9a-f]{6})', r"\1color-mix(in srgb, \2 65%, currentColor)", svg)
+    # a word in a curve's colour needs more contrast than the curve: nearer to the page's text, in either theme;
+    # white ones stand on a mark
+    nearer = r"\1color-mix(in srgb, \2 65%, currentColor)"
+    svg = re.sub(r'(<text style="[^"]*fill: )(#(?!ffffff)[0-9a-f]{6})', nearer, svg)
     if private := re.search("[\ue000-\uf8ff]", svg):
         raise ValueError(f"fig has a sign ({private[0]!r}) that only matplotlib's own font draws, such as \\mathcal")
     if len(svg.encode()) > MAX_SVG_BYTES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_float, check_sizes
 from gated.langevinflow.objective import check_counts
 
 
@@ -16,6 +16,7 @@ def check_task(observed: int, neurons: int, bins: int) -> None:
 
 
 def check_input(spikes: Tensor, observed: int, bins: int) -> None:
+    check_float("spikes", spikes)
     if spikes.ndim != 3 or 0 in spikes.shape or spikes.shape[2] != observed or spikes.shape[1] > bins:
         raise ValueError(
             f"spikes must have shape [trials, observed bins, {observed}], not empty, with at most {bins} bins; got "

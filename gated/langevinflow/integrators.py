@@ -24,7 +24,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_choice, check_positive
+from gated.gates._validation import (
+    check_axes,
+    check_choice,
+    check_float,
+    check_number,
+    check_positive,
+    check_same_shape,
+)
 
 Scheme = Literal["euler", "symplectic", "baoab"]
 
@@ -80,7 +87,8 @@ def langevin_step(
         scheme: as in the module's table.
 
     Raises:
-        ValueError: a step that is not positive, an unknown scheme.
+        ValueError: a step that is not positive, an unknown scheme, shapes that differ, a decay or scale that is not
+            finite.
 
     Example:
         >>> z, v = langevin_step(lambda z: z, torch.ones(1), torch.zeros(1), step=0.1)
@@ -89,6 +97,13 @@ def langevin_step(
     """
     check_positive("step", step)
     check_choice("scheme", scheme, get_args(Scheme))
+    check_float("v", v)
+    for name, value in (("v", v), ("noise", noise), ("decay", decay), ("scale", scale), ("control", control)):
+        if isinstance(value, Tensor):
+            if value.shape != z.shape and (value.ndim or name not in ("decay", "scale")):
+                raise ValueError(f"{name} must have the shape of z, {tuple(z.shape)}; got {tuple(value.shape)}")
+        elif value is not None:
+            check_number(name, value, -math.inf)
     push: float | Tensor = 0.0 if noise is None else scale * noise
     if control is not None:
         push = push + control
@@ -119,7 +134,14 @@ def simulate(
     """The path after each of `time` steps, without its start: a loop over `langevin_step`, whose arguments these are.
 
     Decay and scale may differ from step to step: a friction that is gated by the input.
+
+    Raises:
+        ValueError: shapes that do not fit; as `langevin_step`.
     """
+    check_axes("*batch dim, *batch dim, *batch time dim", z=z, v=v, noise=noise)
+    for name, value in (("decay", decay), ("scale", scale), ("control", control)):
+        if isinstance(value, Tensor) and value.ndim:
+            check_same_shape(name, value, "noise", noise)
 
     def at(value: float | int | Tensor, t: int) -> float | int | Tensor:
         return value[..., t, :] if isinstance(value, Tensor) and value.ndim else value
@@ -154,11 +176,15 @@ def step_matrix(
     Args:
         decay: a.
 
+    Raises:
+        ValueError: a Hessian that is not square and finite; as `langevin_step`.
+
     Example:
         >>> M = step_matrix(torch.eye(1), step=0.5, decay=0.75)
         >>> round(torch.linalg.det(M).item(), 4)
         0.75
     """
+    check_hessian(hessian)
     dim = len(hessian)
     start = torch.eye(2 * dim, dtype=hessian.dtype, device=hessian.device)
     after = langevin_step(
@@ -199,6 +225,9 @@ def largest_step(curvature: float | int, decay: float | int = 1.0, scheme: Schem
     sqrt((1 - a) / a) / omega, which is 0 without friction: the explicit step then gains energy for every h. With
     lambda < 0 there is nothing to lose: the particle runs away at every step, as it does in continuous time.
 
+    Raises:
+        ValueError: a curvature that is not finite, a decay outside [0, 1], an unknown scheme.
+
     Example:
         >>> largest_step(curvature=4.0)
         1.0
@@ -223,8 +252,7 @@ def check_step(
         decay, scheme: a and the integrator, as in `simulate`.
     """
     check_positive("step", step)
-    if not bool(hessian.isfinite().all()):
-        raise ValueError("hessian must be finite; got values that are not")
+    check_hessian(hessian)
     curvature = float(torch.linalg.eigvalsh(hessian.detach())[-1])
     bound = largest_step(curvature, decay, scheme)
     if step >= bound:
@@ -233,6 +261,14 @@ def check_step(
             f"step must be below {rule} / omega_max = {bound:.4g} for {scheme!r}, with omega_max = "
             f"{math.sqrt(curvature):.4g} from the largest eigenvalue of the Hessian; got {step}"
         )
+
+
+def check_hessian(hessian: Tensor) -> None:
+    check_float("hessian", hessian)
+    if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or not len(hessian):
+        raise ValueError(f"hessian must be [dim, dim], dim >= 1; got shape {tuple(hessian.shape)}")
+    if not bool(hessian.isfinite().all()):
+        raise ValueError("hessian must be finite; got values that are not")
 
 
 def check_decay(decay: float | int) -> None:
@@ -244,6 +280,8 @@ def _squared_angle(curvature: float | int | Tensor, step: float | int, decay: fl
     """h^2 lambda, which all that is scale-free depends on."""
     check_positive("step", step)
     check_decay(decay)
+    if not isinstance(curvature, Tensor):
+        check_number("curvature", curvature, -math.inf)
     check_choice("scheme", scheme, get_args(Scheme))
     return step**2 * (curvature if isinstance(curvature, Tensor) else torch.tensor(float(curvature)))
 

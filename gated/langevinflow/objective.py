@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_choice, holds_anywhere
+from gated.gates._validation import (
+    check_axes,
+    check_choice,
+    check_float,
+    check_number,
+    check_same_shape,
+    check_sizes,
+    holds_anywhere,
+)
 
 ScoreRule = Literal["original", "released"]
 
@@ -41,8 +49,9 @@ def coordinated_dropout(
         >>> set(dropped.spikes.unique().tolist()) <= {0.0, 2.0}
         True
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must lie in (0, 1], the share of counts that is shown; got {keep}")
+    check_keep(keep)
+    check_float("spikes", spikes)
+    check_axes("trials bins neurons", spikes=spikes)
     visible = torch.rand(spikes.shape, generator=generator, device=spikes.device) < keep
     return Dropped(spikes * visible / keep, visible)
 
@@ -57,7 +66,13 @@ def scored(
 
     Args:
         keep: c, the share of counts that stay visible.
+
+    Raises:
+        ValueError: a share outside (0, 1], what is not bool, an unknown rule.
     """
+    check_keep(keep)
+    if visible.dtype != torch.bool:
+        raise ValueError(f"visible must be bool; got {visible.dtype}")
     check_rule(rule)
     if rule == "original":
         return ~visible
@@ -70,12 +85,13 @@ def poisson_nll(
     """exp(r) - y r for each count y at log rate r (expected counts per bin), in nats; + ln y! with `full`.
 
     Raises:
-        ValueError: log rates that are not finite, counts that are negative or not finite.
+        ValueError: log rates that are not finite, counts that are negative or not finite, shapes that differ.
 
     Example:
         >>> poisson_nll(torch.zeros(1), torch.ones(1)).item()  # rate 1, one spike
         1.0
     """
+    check_same_shape("counts", counts, "log_rates", log_rates)
     check_counts("counts", counts)
     if holds_anywhere(~log_rates.isfinite()):
         raise ValueError("log_rates must be finite; got some that are not")
@@ -91,10 +107,21 @@ def gaussian_kl(
 ) -> Float[Tensor, "*batch"]:
     """KL(N(m, e^l) || N(m_0, e^l_0)) = 1/2 sum [l_0 - l - 1 + e^(l - l_0) + (m - m_0)^2 / e^l_0].
 
+    Raises:
+        ValueError: shapes that differ, a prior that is not a finite number or such a tensor.
+
     Example:
         >>> gaussian_kl(torch.tensor([2.0]), torch.zeros(1)).item()
         2.0
     """
+    check_float("mean", mean)
+    check_float("log_variance", log_variance)
+    check_axes("*batch dim, *batch dim", mean=mean, log_variance=log_variance)
+    for name, value in (("prior_mean", prior_mean), ("prior_log_variance", prior_log_variance)):
+        if isinstance(value, Tensor):
+            check_same_shape(name, value, "mean", mean)
+        else:
+            check_number(name, value, -math.inf)
     apart = prior_log_variance - log_variance
     distance = (mean - prior_mean) ** 2 * _exp(-prior_log_variance)
     return (apart - 1 + torch.exp(-apart) + distance).sum(-1) / 2
@@ -129,7 +156,13 @@ def released_kl(
 
     Args:
         friction: gamma.
+
+    Raises:
+        ValueError: a velocity that is not [trials, time, dim], a friction that is negative or not finite.
     """
+    check_float("velocity", velocity)
+    check_axes("trials time dim", velocity=velocity)
+    check_number("friction", friction, 0, open_low=proper_constant)
     log_variance = math.log(2 * friction) if proper_constant else 2 * friction
     return gaussian_kl(velocity, torch.full_like(velocity, log_variance), 0.0, math.log(0.1)).sum(-1)
 
@@ -137,11 +170,21 @@ def released_kl(
 def released_beta(bins: int, neurons: int, weight: float | int = 0.1) -> float:
     """weight * bins * neurons, the beta of a released loss: its likelihood is a mean over counts, its KL is a sum.
 
+    Raises:
+        ValueError: sizes below 1, a weight that is negative or not finite.
+
     Example:
         >>> released_beta(bins=10, neurons=20)
         20.0
     """
+    check_sizes(bins=bins, neurons=neurons)
+    check_number("weight", weight, 0)
     return float(weight * bins * neurons)
+
+
+def check_keep(keep: float | int) -> None:
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must lie in (0, 1], the share of counts that is shown; got {keep}")
 
 
 def check_counts(name: str, counts: Tensor) -> None:

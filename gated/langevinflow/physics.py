@@ -6,12 +6,14 @@ stacked to [2 dim]; its density under dz = v dt, dv = -(H z + gamma_c v) dt + sq
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_count, check_positive
-from gated.langevinflow.integrators import Scheme, langevin_step, step_matrix
+from gated.gates._validation import check_axes, check_count, check_float, check_number, check_positive
+from gated.langevinflow.integrators import Scheme, check_hessian, langevin_step, step_matrix
 
 
 def ou_moments(
@@ -22,8 +24,9 @@ def ou_moments(
     C = integral of E(s) Q E(s)^T (Van Loan's block exponential), for saddles too; where U confines it equals
     S - E S E^T with S the stationary covariance diag(T / H, T). Raises ValueError for negative friction or temperature.
     """
-    if friction < 0 or temperature < 0:
-        raise ValueError(f"friction and temperature must be at least 0; got {friction} and {temperature}")
+    check_hessian(hessian)
+    check_number("friction", friction, 0)
+    check_number("temperature", temperature, 0)
     check_positive("time", time)
     drift, diffusion = _drift(hessian, friction), _diffusion(hessian, friction * temperature)
     size = len(drift)
@@ -48,7 +51,17 @@ def split_moments(
     Hamiltonian flow keeps log q along its path; friction shrinks v by exp(-gamma_c h) and so raises log q by
     gamma_c d h; diffusion adds 2 gamma_c T h to the variance of v and is no change of variables. The error of this
     (Lie) splitting falls with the first power of h = time / steps.
+
+    Raises:
+        ValueError: a covariance that is not [2 dim, 2 dim], steps below 1; as `ou_moments`.
     """
+    check_hessian(hessian)
+    check_float("covariance", covariance)
+    if covariance.shape != (2 * len(hessian), 2 * len(hessian)):
+        raise ValueError(f"covariance must be [2 dim, 2 dim], dim = {len(hessian)}; got {tuple(covariance.shape)}")
+    check_number("friction", friction, 0)
+    check_number("temperature", temperature, 0)
+    check_positive("time", time)
     check_count("steps", steps)
     h, dim = time / steps, len(hessian)
     flow = torch.linalg.matrix_exp(h * _drift(hessian, 0.0))
@@ -71,7 +84,11 @@ def step_covariance(
 
     Args:
         decay, scale: a, and sigma of the noise.
+
+    Raises:
+        ValueError: a Hessian that is not square and finite; as `langevin_step`.
     """
+    check_hessian(hessian)
     dim = len(hessian)
     at_rest = hessian.new_zeros(dim, dim)
     noise = torch.eye(dim, dtype=hessian.dtype, device=hessian.device)
@@ -102,7 +119,7 @@ def stationary_covariance(
         ValueError: no stationary law, because M does not contract.
     """
     flow = step_matrix(hessian, step=step, decay=decay, scheme=scheme)
-    radius = float(torch.linalg.eigvals(flow).abs().max())
+    radius = float(torch.linalg.eigvals(flow).abs().max()) if bool(flow.isfinite().all()) else math.inf
     if not radius < 1:
         raise ValueError(
             f"step, decay and hessian must make the step contract for a stationary law; its spectral radius is {radius}"
@@ -118,9 +135,12 @@ def autocorrelation_time(series: Float[Tensor, "*batch time"], window: float | i
 
     The sum stops at the first k >= window * tau (Sokal's automatic window). Raises ValueError for fewer than 4 steps.
     """
+    check_float("series", series)
+    check_axes("*batch time", series=series)
+    check_number("window", window, 0)
     time = series.shape[-1]
-    if time < 4:
-        raise ValueError(f"series must have at least 4 steps; got {time}")
+    if time < 4 or not series.numel():
+        raise ValueError(f"series must have at least 4 steps; got shape {tuple(series.shape)}")
     centred = series - series.mean(-1, keepdim=True)
     spectrum = torch.fft.rfft(centred, n=2 * time).abs() ** 2
     rho = torch.fft.irfft(spectrum)[..., :time]
@@ -132,7 +152,11 @@ def autocorrelation_time(series: Float[Tensor, "*batch time"], window: float | i
 
 
 def mean_with_error(series: Float[Tensor, "*batch time"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """The mean over time and its standard error sd sqrt(tau / time), for a series that remembers itself."""
+    """The mean over time and its standard error sd sqrt(tau / time), for a series that remembers itself.
+
+    Raises:
+        ValueError: as `autocorrelation_time`.
+    """
     tau = autocorrelation_time(series)
     return series.mean(-1), series.std(-1) * (tau / series.shape[-1]).sqrt()
 

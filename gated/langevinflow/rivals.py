@@ -8,13 +8,13 @@ GRUTransformer      `LangevinFlow` without z and v
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_choice, check_number, check_sizes
 from gated.langevinflow._validation import check_generator, check_input, check_rate, check_task
 from gated.langevinflow.model import Decoder, Encoder, EncoderInput, Rates, dropout
 from gated.langevinflow.objective import gaussian_kl
@@ -141,6 +141,7 @@ class GRUTransformer(nn.Module):
         super().__init__()
         check_task(observed, neurons, bins)
         self.bins = bins
+        check_choice("encoder_input", encoder_input, get_args(EncoderInput))
         self.encoder = Encoder(observed, dim, source=encoder_input, rate=rate)
         self.decoder = Decoder(dim, neurons, depth=depth, heads=heads, hidden=hidden, rate=rate)
 
@@ -166,9 +167,12 @@ def match_parameters(
         widths: the widths that are tried.
 
     Raises:
-        ValueError: no width comes within `tolerance` (a share of the target).
+        ValueError: no widths, or no width comes within `tolerance` (a share of the target).
     """
     check_sizes(target=target)
+    check_number("tolerance", tolerance, 0)
+    if not len(widths):
+        raise ValueError("widths must hold at least one width to try; got none")
 
     def size(width: int) -> int:
         with torch.device("meta"):

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gated.gates._validation import check_choice
+from gated.gates._validation import check_axes, check_choice, check_count, check_number, check_sizes
 from gated.moe.routing import Routing
 
 __all__ = ["Capacity", "Priority", "expert_capacity", "limit", "token_order"]
@@ -36,14 +36,15 @@ def expert_capacity(tokens: int, k: int, num_experts: int, factor: float | int) 
     """C = ceil(factor k T / N).
 
     Raises:
-        ValueError: a factor that is negative or not finite.
+        ValueError: a factor that is negative or not finite, tokens below 0, k or experts below 1.
 
     Example:
         >>> expert_capacity(tokens=100, k=2, num_experts=8, factor=1.25)
         32
     """
-    if not 0 <= factor < math.inf:
-        raise ValueError(f"factor must be finite and at least 0; got {factor}")
+    check_count("tokens", tokens, least=0)
+    check_sizes(k=k, num_experts=num_experts)
+    check_number("factor", factor, 0)
     return math.ceil(factor * k * tokens / num_experts)
 
 
@@ -52,13 +53,14 @@ def token_order(weights: Float[Tensor, "tokens slots"], priority: Priority = "or
     weight ("max") or the sum of their weights ("sum"); ties go to the earlier token.
 
     Raises:
-        ValueError: another priority.
+        ValueError: another priority, weights that are not [tokens, slots].
 
     Example:
         >>> token_order(torch.tensor([[0.6], [0.9], [0.7]]), "max").tolist()
         [1, 2, 0]
     """
     check_choice("priority", priority, get_args(Priority))
+    check_axes("tokens slots", weights=weights)
     if priority == "order":
         return torch.arange(len(weights), device=weights.device)
     score = weights.detach().amax(-1) if priority == "max" else weights.detach().sum(-1)

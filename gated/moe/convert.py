@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gated.gates._validation import check_count
 from gated.moe.capacity import Capacity
 from gated.moe.dispatch import sorted_dispatch
 from gated.moe.experts import Activation, FFNExperts
@@ -107,8 +108,9 @@ def switch_layer(
         capacity: expert_capacity of the configuration. activation: its dense_act_fn.
 
     Raises:
-        ValueError: a tensor is missing, or shapes do not fit.
+        ValueError: a tensor is missing, or shapes do not fit; a capacity below 0.
     """
+    check_count("capacity", capacity, least=0)
     gate = _get(state, prefix, "router.classifier.weight")
     bias = state.get(f"{prefix}router.classifier.bias")
     num_experts, dim = gate.shape

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_float
 from gated.moe.routing import Routing, Slots
 
 __all__ = ["capacity_dispatch", "dense_dispatch", "loop_dispatch", "slots_dispatch", "sorted_dispatch"]
@@ -180,6 +181,7 @@ def _check(x: Tensor, routing: Routing, experts: Experts) -> None:
 
 
 def _check_sizes(x: Tensor, tokens: int, num_experts: int, experts: Experts) -> None:
+    check_float("x", x)
     if x.ndim != 2 or len(x) != tokens:
         raise ValueError(f"x must have shape (tokens, dim), {tokens} tokens as in routing; got {tuple(x.shape)}")
     if (given := getattr(experts, "num_experts", num_experts)) != num_experts:

@@ -291,4 +291,6 @@ def _unbound(weight: Tensor, bias: Tensor | None) -> list[tuple[Tensor, Tensor |
 
 
 def _affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if rows.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x must be {weight.shape[0]} wide, as the experts are; got shape {tuple(rows.shape)}")
     return rows @ weight if bias is None else torch.addmm(bias, rows, weight)

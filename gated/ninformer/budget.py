@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-from gated.gates._validation import check_choice
+from gated.gates._validation import check_choice, check_sizes
 from gated.ninformer.gate import Variant, squeezed
 from gated.ninformer.model import Kind
 from gated.ninformer.sizes import Sizes
@@ -42,8 +42,7 @@ def block_macs(kind: Kind, sizes: Sizes, tokens: int | None = None, variant: Var
     """
     _check(kind, variant)
     n, d = sizes.tokens if tokens is None else tokens, sizes.dim
-    if n < 1:
-        raise ValueError(f"tokens must be at least 1; got {n}")
+    check_sizes(tokens=n)
     T, C, F, e = sizes.token_hidden, sizes.channel_hidden, sizes.ffn_hidden, sizes.gmlp_hidden
     mixer = 2 * n * T * d + 2 * n * d * C
     if kind == "mixer":
@@ -98,8 +97,7 @@ def network(kind: Kind, sizes: Sizes, depth: int, variant: Variant = "released")
         >>> network("mixer", DIGITS, depth=2).macs > network("mixer", DIGITS, depth=1).macs
         True
     """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1; got {depth}")
+    check_sizes(depth=depth)
     n, d = sizes.tokens, sizes.dim
     patch = 0 if sizes.image is None else sizes.image[0] * sizes.patch**2
     params = depth * block_params(kind, sizes, variant) + (d + 1) * sizes.outputs

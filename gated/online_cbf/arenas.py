@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from gated.gates._validation import check_count, check_float, check_positive, check_sizes
 
 FAR = 100.0
 """Where absent agents and obstacles are parked: out of everybody's sight."""
@@ -84,8 +87,13 @@ def arena(
         >>> arena(torch.tensor([[[-1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])).radius.shape
         torch.Size([1, 1])
     """
+    check_float("start", start)
     if start.ndim != 3 or start.shape[-1] != 2:
         raise ValueError(f"start must have shape [batch, agents, 2], got {tuple(start.shape)}")
+    if not isinstance(deadline, Tensor):
+        check_count("deadline", deadline)
+    if not isinstance(obstacle_radius, Tensor):
+        check_positive("obstacle_radius", obstacle_radius)
     batch, agents = start.shape[:2]
     spots = start.new_zeros(batch, 0, 2) if obstacle is None else obstacle
     return Arena(
@@ -158,9 +166,8 @@ def doorway(
         >>> doorway(3, generator=torch.Generator().manual_seed(0)).start.shape
         torch.Size([3, 2, 2])
     """
-    _check_counts(batch=batch, agents=agents)
-    if not gap > 0:
-        raise ValueError(f"gap must be positive, got {gap}")
+    check_sizes(batch=batch, agents=agents)
+    check_positive("gap", gap)
     rows = -(-agents // 2)
     row, side = torch.arange(agents) // 2, 0.5 - torch.arange(agents, dtype=dtype) % 2
     start = torch.stack([-1.2 - 0.6 * row.to(dtype), side], -1)
@@ -188,7 +195,7 @@ def crossing(
         >>> crossing(3, generator=torch.Generator().manual_seed(0), agents=4).start.shape
         torch.Size([3, 4, 2])
     """
-    _check_counts(batch=batch, agents=agents)
+    check_sizes(batch=batch, agents=agents)
     if agents % 2:
         raise ValueError(f"agents must be even, half of them in each stream, got {agents}")
     lanes = agents // 2
@@ -216,7 +223,12 @@ def mixture(
         sigma: standard deviation of the starts.
         gaps: the doors' widths.
         deadline: in steps, the same for all.
+
+    Raises:
+        ValueError: as `doorway`.
     """
+    for gap in gaps:
+        check_positive("gaps", gap)
     shared: dict[str, Any] = {"sigma": sigma, "generator": generator, "deadline": deadline, "dtype": dtype}
     kinds = {f"doorway {gap:g}": doorway(batch, gap=gap, **shared) for gap in gaps}
     return kinds | {"crossing": crossing(batch, **shared)}
@@ -235,6 +247,8 @@ def log_uniform(
     """
     if not 0 < low <= high < math.inf:
         raise ValueError(f"low and high must be positive with low <= high, got {low} and {high}")
+    for axis in size:
+        check_count("size", axis, least=0)
     u = torch.rand(tuple(size), generator=generator, device=generator.device, dtype=torch.float64)
     return low * (high / low) ** u
 
@@ -245,7 +259,13 @@ def closest(
     """The smallest gap (distance less radii) and barrier (distance^2 less radii^2) of any pair; infinite without pairs.
 
     Of agents among themselves and with obstacles, at each time.
+
+    Raises:
+        ValueError: positions that are not [*time, batch, agents, 2].
     """
+    check_float("position", position)
+    if position.shape[-3:] != a.start.shape:
+        raise ValueError(f"position must have shape [*time, {len(a)}, {a.agents}, 2], got {tuple(position.shape)}")
     i, j = torch.triu_indices(a.agents, a.agents, 1, device=position.device)
     delta = torch.cat(
         [
@@ -274,6 +294,9 @@ def _scattered(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Starts with noise; those that overlap anything are drawn again."""
+    check_positive("radius", radius)
+    if not isinstance(sigma, Real | Tensor):
+        raise ValueError(f"sigma must be a number or a tensor; got {sigma!r}")
     scale = torch.as_tensor(sigma, dtype=start.dtype)
     if scale.shape not in ((), (batch,)) or not (scale.isfinite() & (scale >= 0)).all():
         raise ValueError(f"sigma must be finite, not negative, one or one for each of {batch} problems; got {sigma}")
@@ -293,12 +316,6 @@ def _scattered(
             return out
         todo = near
     raise ValueError(f"sigma={sigma} is so large that starts without overlap could not be drawn in 100 tries")
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
 
 
 def _check(a: Arena) -> None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_count
+from gated.gates._validation import check_count, check_number, check_positive
 from gated.kernels.barrier_qp import barrier_qp
 from gated.online_cbf.arenas import Arena
 
@@ -95,10 +95,20 @@ def class_k(
 ) -> Float[Tensor, "*shape"]:
     """alpha(h) = zeta h^eta, with `dt` at most h / dt: how fast h may shrink. Negative where h is.
 
+    Raises:
+        ValueError: an eta below 1, a dt that is not positive, a zeta that is not finite or does not fit h.
+
     Example:
         >>> class_k(torch.tensor([0.5]), zeta=2.0).item()
         1.0
     """
+    check_count("eta", eta)
+    if dt is not None:
+        check_positive("dt", dt)
+    if not isinstance(zeta, Tensor):
+        check_number("zeta", zeta, -math.inf)
+    elif zeta.ndim > h.ndim or any(a not in (1, b) for a, b in zip(zeta.shape[::-1], h.shape[::-1], strict=False)):
+        raise ValueError(f"zeta must fit the shape of h, {tuple(h.shape)}; got {tuple(zeta.shape)}")
     alpha = zeta * (h if eta == 1 else h**eta)
     return alpha if dt is None else torch.minimum(alpha, h / dt)
 

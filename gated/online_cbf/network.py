@@ -39,7 +39,14 @@ class Observation(NamedTuple):
 def observe(
     a: Arena, state: AgentState, *, communication: float | int = 2.0, sensing: float | int = 2.0
 ) -> Observation:
-    """Relative states of others and of obstacles whose centres are at most `communication` and `sensing` away."""
+    """Relative states of others and of obstacles whose centres are at most `communication` and `sensing` away.
+
+    Raises:
+        ValueError: a distance that is negative or NaN.
+    """
+    for name, reach in (("communication", communication), ("sensing", sensing)):
+        if not reach >= 0:
+            raise ValueError(f"{name} must be at least 0, got {reach}")
     delta = state.position[:, None] - state.position[:, :, None]  # [i, j]: from i to j
     square = delta.square().sum(-1)
     barrier = square - (a.radius[:, :, None] + a.radius[:, None]).square()

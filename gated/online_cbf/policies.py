@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_count, check_number
 from gated.online_cbf.arenas import Arena, log_uniform
 from gated.online_cbf.filter import AgentState, Strength
 from gated.online_cbf.rollout import Tuner
@@ -22,9 +23,13 @@ def constant(
     A number for all, a tensor [agents] for one by identity, [batch, 1] for one a problem, [batch, agents] for both.
 
     Raises:
-        ValueError: when it is called, strengths that do not fit [batch, agents].
+        ValueError: a number that is negative or not finite; when it is called, strengths that do not fit
+            [batch, agents].
     """
     obstacles = agents if obstacles is None else obstacles
+    for name, strength in (("agents", agents), ("obstacles", obstacles)):
+        if not isinstance(strength, Tensor):
+            check_number(name, strength, 0)
 
     def policy(a: Arena, state: AgentState) -> Strength:
         like = state.position
@@ -54,10 +59,11 @@ def random_strengths(
         obstacles: zeta towards obstacles.
 
     Raises:
-        ValueError: `redraw` below 1.
+        ValueError: `redraw` below 1, strengths that are negative or not finite; as `log_uniform`.
     """
-    if redraw is not None and redraw < 1:
-        raise ValueError(f"redraw must be at least 1 step or None, got {redraw}")
+    if redraw is not None:
+        check_count("redraw", redraw)
+    check_number("obstacles", obstacles, 0)
     log_uniform((), low, high, torch.Generator())  # its errors, now
     held: list[Tensor] = []
 
@@ -77,7 +83,12 @@ def nearer_first(high: float | int, low: float | int, obstacles: float | int) ->
 
     Args:
         obstacles: zeta towards obstacles.
+
+    Raises:
+        ValueError: a strength that is negative or not finite.
     """
+    for name, strength in (("high", high), ("low", low), ("obstacles", obstacles)):
+        check_number(name, strength, 0)
 
     def policy(a: Arena, state: AgentState) -> Strength:
         out = state.position - a.centre[:, None]
@@ -98,7 +109,12 @@ def keep_right(high: float | int, low: float | int, obstacles: float | int) -> T
 
     Args:
         obstacles: zeta towards obstacles.
+
+    Raises:
+        ValueError: a strength that is negative or not finite.
     """
+    for name, strength in (("high", high), ("low", low), ("obstacles", obstacles)):
+        check_number(name, strength, 0)
 
     def policy(a: Arena, state: AgentState) -> Strength:
         way = a.goal - a.start

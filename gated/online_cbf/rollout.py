@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gated.gates._validation import check_sizes
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import AgentState, SafetyFilter, Strength, filtered_control
 
@@ -75,8 +76,7 @@ def rollout(
     """
     rule = SafetyFilter() if rule is None else rule
     last = int(a.deadline.max()) if steps is None else steps
-    if every < 1 or last < 1:
-        raise ValueError(f"every and steps must be at least 1, got {every} and {steps}")
+    check_sizes(every=every, steps=last)
     state = initial_state(a, rule)
     arrival = torch.where(state.arrived, 0, -1)
     positions, velocities, strengths, feasible = [state.position], [], [], []

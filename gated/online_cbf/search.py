@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gated.gates._validation import check_sizes
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import SafetyFilter
 from gated.online_cbf.measures import navigation
@@ -52,7 +53,10 @@ def grid_search(
     """
     if not len(pairs):
         raise ValueError("pairs must hold at least one pair of strengths, got none")
-    drove = navigation(_drive(a, torch.tensor(pairs, dtype=a.start.dtype, device=a.start.device), rule), rule)
+    strengths = torch.tensor(pairs, dtype=a.start.dtype, device=a.start.device)
+    if strengths.shape != (len(pairs), 2) or not bool(((strengths >= 0) & strengths.isfinite()).all()):
+        raise ValueError(f"pairs must be two strengths each, finite and not negative, got {pairs}")
+    drove = navigation(_drive(a, strengths, rule), rule)
     shape = (len(pairs), len(a))
     return GridSearch(tuple(pairs), drove.success.reshape(shape), drove.makespan.reshape(shape))
 
@@ -91,8 +95,9 @@ def cross_entropy(
     Raises:
         ValueError: low and high not positive and rising, fewer than 2 of the elite or more than the population.
     """
-    if not 0 < low < high < math.inf or iterations < 1:
-        raise ValueError(f"low < high must be positive, iterations at least 1; got {low}, {high} and {iterations}")
+    check_sizes(iterations=iterations, population=population, elite=elite)
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"low < high must be positive and finite; got {low} and {high}")
     if not 2 <= elite <= population:
         raise ValueError(f"elite must lie in 2..population, got {elite} of {population}")
     ends = torch.tensor([low, high], dtype=torch.float64).log()

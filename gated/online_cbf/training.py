@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gated.gates._validation import check_number, check_positive, check_sizes
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import AgentState, SafetyFilter
 from gated.online_cbf.measures import navigation
@@ -41,9 +42,9 @@ class Rewards(NamedTuple):
 
 
 def rewards(trajectory: Trajectory, *, every: int = EVERY, team: float | int = 1.0) -> Rewards:
-    """What every decision earned; `team` in [0, 1] as above. `every` as in `rollout`."""
-    if not 0 <= team <= 1:
-        raise ValueError(f"team must lie in [0, 1], got {team}")
+    """What every decision earned; `team` in [0, 1] as above. `every` as in `rollout`. Raises ValueError for others."""
+    check_number("team", team, 0, 1)
+    check_sizes(every=every)
     a, steps = trajectory.arena, len(trajectory.velocity)
     begin = torch.arange(0, steps, every, device=trajectory.arrival.device)
     end = (begin + every).clamp_max(steps)
@@ -145,9 +146,17 @@ def ppo(
         clip: how far the ratio of densities may leave 1 and still be paid for.
         entropy: weight of the policy's entropy, here that of log_std. width: of the critic.
 
+    Raises:
+        ValueError: counts below 1, a rate or clip that is not positive, shares outside [0, 1].
+
     Source: Schulman et al. 2017 (arXiv 1707.06347), eqs. 7 and 9.
     """
-    _check_positive(iterations=iterations, every=every, epochs=epochs, minibatches=minibatches, rate=rate, clip=clip)
+    check_sizes(iterations=iterations, every=every, epochs=epochs, minibatches=minibatches, width=width)
+    check_positive("rate", rate)
+    check_positive("clip", clip)
+    check_number("entropy", entropy, 0)
+    for name, share in (("team", team), ("discount", discount), ("trace", trace)):
+        check_number(name, share, 0, 1)
     rule = SafetyFilter() if rule is None else rule
     device = tuner.log_std.device
     critic = Neighbourhood(1, width=width, generator=generator).to(device)
@@ -203,8 +212,12 @@ def descend(
 
     Args:
         horizon: steps between two updates, a multiple of `every`. Others as in `ppo`.
+
+    Raises:
+        ValueError: counts below 1, a rate that is not positive, a horizon that is no multiple of `every`.
     """
-    _check_positive(iterations=iterations, every=every, horizon=horizon, rate=rate)
+    check_sizes(iterations=iterations, every=every, horizon=horizon)
+    check_positive("rate", rate)
     if horizon % every:
         raise ValueError(f"horizon must be a multiple of every={every}, got {horizon}")
     rule = SafetyFilter() if rule is None else rule
@@ -219,6 +232,8 @@ def descend(
         for t in range(last):
             if t % every == 0:
                 zeta = tuner(a, state)
+                if not bool(zeta.isfinite().all()):
+                    raise ValueError(f"rate={rate} is too large: the strengths of the tuner are no longer finite")
             driving = ~state.arrived & a.present & (t < a.deadline)[:, None]
             state, _ = advance(a, state, zeta, rule)
             losses.append(((state.position - a.goal).norm(dim=-1) / length * driving).sum() / a.present.sum())
@@ -247,9 +262,3 @@ def _entry(trajectory: Trajectory, rule: SafetyFilter, every: int, norms: Sequen
     drove = navigation(trajectory, rule).summary()
     norm = sum(norms) / len(norms) if norms else math.nan
     return returns(trajectory, every=every).mean().item(), drove["success"], drove["makespan"], norm
-
-
-def _check_positive(**values: float | int) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gated.backbones import ResidualBlock, ResNet
+from gated.gates._validation import check_sizes
 from gated.polarization.network import GatedResNet
 
 
@@ -55,8 +56,7 @@ def costs(net: ResNet, height: int, width: int) -> Costs:
         >>> c.total_macs == c.fixed_macs + sum(c.macs)
         True
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1 pixel, got {height} and {width}")
+    check_sizes(height=height, width=width)
     stem: Any = net.stem[0]
     classifier: Any = net.head[-1]
     blocks: list[Any] = list(net.blocks)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_float
+
 
 class Decomposition(NamedTuple):
     """m (1 - m) = E[p (1 - p)] + Var[p], for each gate over the inputs (law of total variance)."""
@@ -43,7 +45,7 @@ def polarization_loss(gates: Float[Tensor, "batch gates"], *, unbiased: bool = F
         >>> polarization_loss(torch.tensor([[1.0, 1.0], [1.0, 0.0]])).item()  # one of two gates is divided
         0.125
     """
-    _check_gates(gates)
+    _check_gates("gates", gates)
     mean = gates.mean(0)
     loss = (mean * (1 - mean)).mean()
     if not unbiased:
@@ -72,7 +74,7 @@ def activation_loss(
         >>> activation_loss(torch.tensor([[1.0, 0.0]]), cost=torch.tensor([3.0, 1.0])).item()
         0.75
     """
-    _check_gates(gates)
+    _check_gates("gates", gates)
     cost = check_cost(cost, gates)
     share = (gates.mean(0) * cost).sum() / cost.sum()
     if target is None:
@@ -95,7 +97,7 @@ def target_rate_loss(gates: Float[Tensor, "batch gates"], target: float | int) -
         >>> target_rate_loss(torch.tensor([[1.0], [0.0]]), target=0.5).item()
         0.0
     """
-    _check_gates(gates)
+    _check_gates("gates", gates)
     check_share("target", target)
     return ((gates.mean(0) - target) ** 2).mean()
 
@@ -108,7 +110,7 @@ def decomposition(probability: Float[Tensor, "batch gates"]) -> Decomposition:
         >>> parts.indecision.item(), parts.disagreement.item()
         (0.0, 0.25)
     """
-    _check_gates(probability)
+    _check_gates("probability", probability)
     mean = probability.mean(0)
     return Decomposition(mean * (1 - mean), (probability * (1 - probability)).mean(0), probability.var(0, correction=0))
 
@@ -128,8 +130,9 @@ def check_share(name: str, value: float | int) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
-def _check_gates(gates: Tensor) -> None:
+def _check_gates(name: str, gates: Tensor) -> None:
+    check_float(name, gates)
     if gates.ndim != 2 or 0 in gates.shape:
         raise ValueError(
-            f"gates must have shape [batch, gates] with at least one input and one gate, got {tuple(gates.shape)}"
+            f"{name} must have shape [batch, gates] with at least one input and one gate, got {tuple(gates.shape)}"
         )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gated.backbones import ResidualBlock, ResNet
 from gated.gates import binary_gate, gumbel_sigmoid_gate
-from gated.gates._validation import check_choice, check_number, check_sizes
+from gated.gates._validation import check_choice, check_float, check_number, check_sizes
 
 Source = Literal["input", "free"]
 
@@ -161,7 +161,7 @@ class GatedResNet(nn.Module):
 
         Raises ValueError for images with another number of channels; any height and width will do.
         """
-        _check_images(x, self.net.in_channels)
+        check_images("x", x, self.net.in_channels)
         hard: list[Tensor] = []
         soft: list[Tensor] = []
         x = self.net.stem(x)
@@ -188,7 +188,7 @@ class GatedResNet(nn.Module):
         """
         if self.training or self.groups is not None:
             raise ValueError("skip needs evaluation mode and one gate a block (groups=None)")
-        _check_images(x, self.net.in_channels)
+        check_images("x", x, self.net.in_channels)
         x = self.net.stem(x)
         for i, (block, gate) in enumerate(self._pairs()):
             g = self.frozen[i].expand(len(x)) if self.frozen is not None else binary_gate(gate(x))[:, 0] > 0
@@ -217,6 +217,7 @@ class GatedResNet(nn.Module):
         return F.relu(block.shortcut(x) + block.branch[3:](mask[..., None, None] * inner))
 
 
-def _check_images(x: Tensor, in_channels: int) -> None:
+def check_images(name: str, x: Tensor, in_channels: int) -> None:
+    check_float(name, x)
     if x.ndim != 4 or x.shape[1] != in_channels or 0 in x.shape:
-        raise ValueError(f"x must have shape [batch, {in_channels}, height, width], not empty; got {tuple(x.shape)}")
+        raise ValueError(f"{name} must have shape [batch, {in_channels}, height, width], got {tuple(x.shape)}")

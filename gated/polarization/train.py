@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gated.backbones import ResNet
+from gated.gates._validation import check_axes, check_float, check_int, check_number, check_sizes
 from gated.polarization.cost import costs, gate_macs
 from gated.polarization.losses import activation_loss, check_cost, check_share, polarization_loss
-from gated.polarization.network import GatedResNet
+from gated.polarization.network import GatedResNet, check_images
 
 
 class StepLoss(NamedTuple):
@@ -82,10 +84,16 @@ def train_step(
         generator, temperature: of `GatedResNet.forward`; with a generator, gates are drawn.
 
     Raises:
-        ValueError: a loss that is not finite, and as the parts. No weight is changed then; the norms' running
-            statistics may be.
+        ValueError: a loss or weight that is not finite, y that is no class, and as the parts. No weight is changed
+            then; the norms' running statistics may be.
     """
+    check_number("activation", activation, -math.inf)
+    check_number("polarization", polarization, -math.inf)
+    check_int("y", y)
     output = model(x, generator, temperature)
+    check_axes("batch classes, batch", logits=output.logits, y=y)
+    if bool(((y < 0) | (y >= output.logits.shape[1])).any()):
+        raise ValueError(f"y must hold classes 0 to {output.logits.shape[1] - 1}; got others")
     gates = output.probability if soft else output.gates
     task = F.cross_entropy(output.logits, y)
     act, pol = activation_loss(gates, cost, target), polarization_loss(gates)
@@ -140,8 +148,10 @@ def one_pass(
     """
     if not 0 <= warmup <= noisy <= latest <= 1:
         raise ValueError(f"0 <= warmup <= noisy <= latest <= 1 must hold, got {warmup}, {noisy}, {latest}")
-    if steps < 1 or every < 1:
-        raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
+    check_sizes(steps=steps, every=every)
+    check_images("held_out", held_out, model.net.in_channels)
+    check_number("activation", activation, -math.inf)
+    check_number("polarization", polarization, -math.inf)
     if target is not None:
         check_share("target", target)
     if model.frozen is not None:
@@ -195,9 +205,11 @@ def freeze_pattern(
     Our own rule.
 
     Raises:
-        ValueError: as `activation_loss`.
+        ValueError: scores that are not one a gate; as `activation_loss`.
     """
     check_share("target", target)
+    check_float("score", score)
+    check_axes("gates", score=score)
     cost = check_cost(cost, score[None])
     order = score.argsort(descending=True, stable=True)
     reached = torch.cat([cost.new_zeros(1), (cost / cost.sum())[order].cumsum(0)])

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from gated.gates._validation import check_choice
+from gated.gates._validation import check_choice, check_count, check_int
 from gated.pregated.layers import ExpertWeights
 from gated.pregated.model import PreGatedDecoder, State
 from gated.pregated.offload import FastTier, Fetcher, StreamCopy, ThreadCopy, Ticket
@@ -75,8 +75,12 @@ def budget_needed(
 
     With `least` if it agrees on as few as it can: less is never enough.
 
+    Raises:
+        ValueError: an unknown design, a batch below 1.
+
     Source: Hwang et al. 2024, equation 1, and its siblings for the other designs (`simulate.peak_memory`).
     """
+    check_count("batch", batch)
     active = model.k if least else min(model.num_experts, batch * model.k)
     return peak_memory(
         design, [active] * store.blocks, store.num_experts, store.expert_bytes, look_ahead=max(1, model.look_ahead)
@@ -114,6 +118,8 @@ def decode(
         FetchError: experts did not arrive.
     """
     _check(model, store, tokens, design, new_tokens, policy)
+    if budget_bytes is not None:
+        check_count("budget_bytes", budget_bytes, least=0)
     batch, device = tokens.shape[0], model.head.weight.device
     least = budget_needed(model, store, design, batch, least=True)
     budget = budget_needed(model, store, design, batch) if budget_bytes is None else budget_bytes
@@ -257,9 +263,13 @@ def _check(
         raise ValueError("model must be conventional (look_ahead 0, router 'gate') for the design 'look_ahead'")
     if design == "resident" and policy is not None:
         raise ValueError(f"policy must be None for the design 'resident', which fetches nothing; got {policy!r}")
-    if tokens.shape[1] < 1 or new_tokens < 0:
-        given = f"{tuple(tokens.shape)}, {new_tokens}"
-        raise ValueError(f"tokens must have at least one position and new_tokens be at least 0; got {given}")
+    check_int("tokens", tokens)
+    check_count("new_tokens", new_tokens, least=0)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must be [batch, length] with at least one position; got {tuple(tokens.shape)}")
+    vocab = model.head.weight.shape[0]
+    if bool(((tokens < 0) | (tokens >= vocab)).any()):
+        raise ValueError(f"tokens must lie in 0..{vocab - 1}; got {int(tokens.min())} to {int(tokens.max())}")
     if tokens.shape[1] + max(0, new_tokens - 1) > model.context:
         raise ValueError(
             f"tokens and new_tokens must fit the context {model.context}; got {tokens.shape[1]} and {new_tokens}"

@@ -352,7 +352,8 @@ def _taken(route: Route) -> Tensor:
 
 
 def _check_look_ahead(look_ahead: int, blocks: int, router: str) -> None:
-    if not 0 <= look_ahead < blocks:
+    check_count("look_ahead", look_ahead, least=0)
+    if look_ahead >= blocks:
         raise ValueError(f"look_ahead must lie in 0..{blocks - 1} for {blocks} blocks, got {look_ahead}")
     if look_ahead and router != "gate":
         raise ValueError(f"look_ahead must be 0 for router {router!r}, which has no gates to move; got {look_ahead}")

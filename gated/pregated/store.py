@@ -54,6 +54,7 @@ def write_experts(layers: Sequence[Experts], path: str | Path) -> None:
 
     The file appears under its name when it is complete and on the disk.
     """
+    path = Path(path)
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     tensors = {
         f"layers.{b}.experts.{i}.{name}": getattr(layer, name)[i].detach().cpu().contiguous()

@@ -8,13 +8,14 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_sizes, holds_anywhere
+from gated.gates._validation import check_float, check_sizes, holds_anywhere
 from gated.stn.hyperparameters import Hyperparameters
 from gated.stn.layers import Given, ResponseLayer, StnConv1d, StnConv2d, StnLinear, StnLSTMCell, check_raw
 
@@ -362,6 +363,9 @@ def cutout(
 
 def _each(name: str, value: Tensor | float | int, x: Tensor) -> Tensor:
     """[batch, 1, ...], or no axes for a single number."""
+    check_float("x", x)
+    if not isinstance(value, Real | Tensor):
+        raise ValueError(f"{name} must be a number or a tensor; got {value!r}")
     value = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     if value.ndim > 1 or (value.ndim == 1 and len(value) != len(x)):
         raise ValueError(f"{name} must be one number or [{len(x)}], one for each example; got {tuple(value.shape)}")

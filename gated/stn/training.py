@@ -412,6 +412,8 @@ def _check(
     schedule: Tensor | None,
     linearised: bool,
 ) -> None:
+    if any(isinstance(seed, bool) for seed in seeds):
+        raise ValueError(f"seed must be whole numbers; got {seeds}")
     if not models or len(seeds) != len(models):
         raise ValueError(f"model must be at least one, with a seed each; got {len(models)} and {len(seeds)} seeds")
     if len({id(m.hyperparameters) for m in models}) < len(models):

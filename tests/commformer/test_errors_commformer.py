@@ -46,8 +46,8 @@ def test_k_above_the_number_of_others():
     for k in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="k must be an integer of at least 1"):
             sample_graph(edges, k, generator=None)
-    for k in (0, 4):
-        with pytest.raises(ValueError, match=r"k must lie in 1\.\.3"):
+    for k, message in ((0, "k must be an integer of at least 1"), (4, r"k must lie in 1\.\.3")):
+        with pytest.raises(ValueError, match=message):
             logit_gap(edges, k)
 
 
@@ -80,8 +80,8 @@ def test_edges_that_are_no_square_of_numbers():
 
 
 def test_what_has_no_closed_form_and_other_ranges():
-    for k in (0, 3):
-        with pytest.raises(ValueError, match="k must be 1 or 2"):
+    for k, message in ((0, "k must be an integer of at least 1"), (3, "k must be 1 or 2")):
+        with pytest.raises(ValueError, match=message):
             inclusion_probability(torch.zeros(5, 5), k)
     with pytest.raises(ValueError, match="at most agents - 1 = 1, got 2"):
         inclusion_probability(torch.zeros(2, 2), 2)
@@ -112,7 +112,7 @@ def test_attention_names_what_does_not_fit():
         relation_attention(x, (x, x), (x, x), relation, GRAPH, "soft")
     with pytest.raises(ValueError, match=r"relation must have shape \(2, 16\)"):
         relation_attention(x, (x, x), (x, x), relation[:, :8], GRAPH)
-    with pytest.raises(ValueError, match=r"links must have shape \(\*batch, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"links \(graph\) must have shape \(\*batch, 3, 3\)"):
         relation_attention(x, (x, x), (x, x), relation, torch.zeros(3, 2))
 
 
@@ -167,7 +167,7 @@ def test_gates_that_do_not_fit():
         ReceiveGate(5, 0)
     with pytest.raises(ValueError, match="temperature must be a positive"):
         stored_gate(torch.zeros(3), torch.ones(3), 0)
-    with pytest.raises(ValueError, match="soft must have the shape of hard"):
+    with pytest.raises(ValueError, match="stored must have the shape of logit"):
         stored_gate(torch.zeros(3), torch.ones(2))
 
 

@@ -136,12 +136,12 @@ CASES = {
     ],
     "exit": [
         lambda: j.exit_bias(CONF, RIGHT, Y - 1, 2),
-        lambda: j.gate_targets(Y + 2, 2),
         lambda: j.tally(Y.float(), torch.ones(4, 2, dtype=torch.bool), COSTS),
         lambda: j.conformal_thresholds(LOGITS.softmax(-1), Y, Y + 2, 0.1),
     ],
     "weighting": [lambda: j.inference_loss(torch.ones(4, 2), torch.ones(4, 2), "soft")],
     "targets": [lambda: j.gate_loss(torch.zeros(4, 3), j.gate_targets(Y, 2))],
+    "labels": [lambda: j.gate_targets(Y + 2, 2), lambda: j.positive_weights(Y + 2, 2)],
     "cap": [lambda: j.positive_weights(Y, 2, 0)],
     "totals": [lambda: j.regret(torch.ones(3))],
     # the network

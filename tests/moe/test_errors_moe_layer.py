@@ -115,7 +115,7 @@ def test_every_argument(name, call):
 
 @pytest.mark.parametrize("dispatch", SPARSE)
 def test_experts_of_another_width(dispatch):
-    with pytest.raises((ValueError, RuntimeError), match=r"weight must (be|have)|cannot be multiplied|shapes"):
+    with pytest.raises(ValueError, match=r"(weight|x) must (be|have)"):
         dispatch(X, ROUTING, moe.FFNExperts(5, 3, 6))
 
 

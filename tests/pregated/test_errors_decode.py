@@ -49,7 +49,7 @@ def test_a_budget_that_only_a_batch_exceeds(conventional, store):
         ({"design": "resident", "policy": "lru"}, "policy must be None for the design 'resident'"),
         ({"design": "on_demand", "policy": "mru"}, "policy must be one of"),
         ({"design": "on_demand", "new_tokens": 5}, "must fit the context 6; got 3 and 5"),
-        ({"design": "on_demand", "new_tokens": -1}, "new_tokens be at least 0"),
+        ({"design": "on_demand", "new_tokens": -1}, "new_tokens must be an integer of at least 0"),
         ({"design": "on_demand", "tokens": TOKENS[:, :0]}, "at least one position"),
     ],
 )

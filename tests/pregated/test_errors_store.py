@@ -48,7 +48,7 @@ def test_repeats(path):
 
 
 def test_arguments_of_the_caches():
-    with pytest.raises(ValueError, match="policy must be one of lru, lfu, lifo; got 'mru'"):
+    with pytest.raises(ValueError, match=r"policy must be one of \('lru', 'lfu', 'lifo'\); got 'mru'"):
         Policy("mru")
     with pytest.raises(ValueError, match="among must hold a key"):
         Policy("lru").victim([1])

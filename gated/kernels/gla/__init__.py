@@ -19,6 +19,7 @@ Source: Yang, Wang, Shen, Panda and Kim 2024, "Gated Linear Attention Transforme
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -129,6 +130,8 @@ def fused_recurrent_gla(
 
 
 def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens):
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"scale must be a finite number or None; got {scale}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # Where nothing is recorded the operator's dispatch is left out: decoding calls this once a token and layer.
     watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()

@@ -15,10 +15,19 @@ def lattice_force(
 ) -> Float[Tensor, "*rows dim"]:
     """g = dU/dz of U = 1/2 z^T H z, or of the chain of oscillators that `langevin_scan` describes.
 
+    Raises:
+        ValueError: shapes that do not fit.
+
     Example:
         >>> lattice_force(torch.tensor([1.0, 2.0]), stiffness=torch.tensor([1.0, 3.0])).tolist()
         [1.0, 6.0]
     """
+    dim = z.shape[-1] if z.ndim else 0
+    if stiffness.shape not in ((dim,), (dim, dim)):
+        raise ValueError(f"stiffness must have shape ({dim},) or ({dim}, {dim}); got {tuple(stiffness.shape)}")
+    for name, value, size in (("coupling", coupling, dim - 1), ("quartic", quartic, dim)):
+        if value is not None and value.shape != (size,):
+            raise ValueError(f"{name} must have shape ({size},) for z of dim {dim}; got {tuple(value.shape)}")
     if stiffness.dim() == 2:
         return z @ stiffness
     g = stiffness * z

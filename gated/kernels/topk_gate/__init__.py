@@ -74,7 +74,7 @@ def topk_gate(logits: Float[Tensor, "tokens experts"], k: int, *, renormalise: b
         raise ValueError(f"logits must be a floating tensor [tokens, experts]; got {got}")
     if logits.is_cuda and logits.dtype == torch.float64:
         raise ValueError("logits is float64 on a GPU, whose kernels compute in float32; use .float(), or .cpu()")
-    if not isinstance(k, int) or not 1 <= k <= logits.shape[1]:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[1]:
         raise ValueError(f"k must be an integer in 1..{logits.shape[1]}, the number of experts; got {k}")
     return TopK(*_topk_gate(logits, k, renormalise))
 
