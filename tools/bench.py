@@ -31,15 +31,17 @@ def measured(path: Path, quick: bool) -> list[dict]:
     return module.rows(quick)
 
 
-def store(chapter: str, rows: list[dict]) -> None:
-    """In place of what the report has of this chapter."""
+def store(rows: list[dict]) -> None:
+    """In place of what the report has of their chapters."""
     from gated.lab.claims import machine, versions
 
     old = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {"made": {}, "rows": []}
     made = {"date": datetime.date.today().isoformat(), "machine": machine(), "versions": versions()}
-    rows = sorted([row for row in old["rows"] if row["chapter"] != chapter] + rows, key=lambda row: row["chapter"])
+    chapters = {row["chapter"] for row in rows}
+    rows = sorted([row for row in old["rows"] if row["chapter"] not in chapters] + rows, key=lambda row: row["chapter"])
     check("bench", {"rows": rows})
-    report = {"command": "make bench", "made": dict(sorted((old["made"] | {chapter: made}).items())), "rows": rows}
+    stood = old["made"] | dict.fromkeys(chapters, made)
+    report = {"command": "make bench", "made": dict(sorted(stood.items())), "rows": rows}
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -51,11 +53,7 @@ def main() -> None:
     how.add_argument("--store", action="store_true")
     parser.add_argument("chapters", nargs="*")
     given = parser.parse_args()
-    scripts = {
-        path.stem: path
-        for path in sorted((ROOT / "benchmarks").glob("*.py"))
-        if not path.stem.startswith("_")
-    }
+    scripts = {path.stem: path for path in sorted((ROOT / "benchmarks").glob("*.py")) if not path.stem.startswith("_")}
     unknown = [name for name in given.chapters if name not in scripts]
     if unknown:
         raise SystemExit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(scripts)}")
@@ -64,7 +62,7 @@ def main() -> None:
         start = time.perf_counter()
         found = measured(scripts[name], given.quick)
         if given.store:
-            store(name, found)
+            store(found)
         rows += found
         print(f"measured {name} in {time.perf_counter() - start:.0f} s", flush=True)
     for notebook in [] if given.chapters else notebooks():

@@ -23,7 +23,9 @@ def summary(rows: list[dict]) -> str:
         for verdict in VERDICTS
         if counts[verdict]
     ]
-    return f"So far {len(rows)} claims were put to the test: {', '.join(said)}."
+    left = sum(row["measured"] in ("not run", "none") for row in rows)
+    unrun = f"{left} of the last were not run: the row says what it would take."
+    return f"{len(rows)} claims stand here: {', '.join(said)}. {unrun}"
 
 
 def chapters(rows: list[dict], order: list[str]) -> str:
@@ -98,11 +100,19 @@ def speed(report: dict, order: list[str]) -> str:
         stood = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         heads = "".join(f'<th scope="col">{head}</th>' for head in _HEADS)
         parts.append(
-            f'<details class="gated-speed"><summary>{escape(chapter)}: {len(rows)} measurements</summary>'
+            f'<details class="gated-speed"><summary>{escape(chapter)}: {_counts(rows)}</summary>'
             f"<p>{escape(made['date'])}, {escape(made['machine'])}; {escape(stood)}</p>"
             f'<table class="gated-scoreboard"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></details>'
         )
     return f'<div class="gated-cards">{"".join(parts)}</div>'
+
+
+def _counts(rows: list[dict]) -> str:
+    """Of the races by their whole intervals: against some peers every method loses."""
+    races = [row for row in rows if "peer" in row]
+    faster = sum(row["ratio_interval"][0] > 1 for row in races)
+    slower = sum(row["ratio_interval"][1] < 1 for row in races)
+    return f"{len(races)} races, faster in {faster}, slower in {slower}, open in {len(races) - faster - slower}"
 
 
 _HEADS = ("loop", "sizes", "threads", "ours, ms", "beside", "times as fast, or growth")

@@ -227,4 +227,4 @@ def test_the_ten_steps(tmp_path):
     for _, title, text in STEPS:
         getattr(newcomer, title.rstrip(".").lower().replace(" ", "_"))()
         for path in re.findall(r"`((?:gated|tests|book|tools)/[\w/]+\.\w+)`", text):
-            assert "advmoe" in path or (newcomer.folder / path).exists(), path
+            assert "mychapter" in path or (newcomer.folder / path).exists(), path
