@@ -87,7 +87,7 @@ def named(text: str) -> str:
 
 def last_scripts(text: str) -> str:
     """The scripts that this page needs, at its end; what sets the colours before the first paint stays."""
-    head, close, body = text.partition("</head>")
+    head, close, body = FONT_AWESOME.sub("", text).partition("</head>")
     moved: list[str] = []
 
     def move(script: re.Match[str]) -> str:
@@ -101,7 +101,7 @@ def last_scripts(text: str) -> str:
             moved.append(f"<script>{NO_SUMMARIES}</script>")
         return ""
 
-    head, body = PRELOAD.sub("", SCRIPT.sub(move, head)), FONT_AWESOME.sub("", body)
+    head = PRELOAD.sub("", SCRIPT.sub(move, head))
     at = body.find("<script", body.find("<!-- Scripts loaded after <body>"))
     return head + close + body[:at] + "".join(f"{script}\n" for script in moved) + body[at:]
 
