@@ -250,14 +250,9 @@ def notes() -> str:
     return entry[1].strip()
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     import gated
+    from gated.lab import claims
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -277,7 +272,7 @@ def main() -> None:
         "command": "make release-check",
         "date": datetime.date.today().isoformat(),
         "versions": {"gated": gated.__version__, "python": platform.python_version(), "torch": torch},
-        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "machine": claims.machine(),
         "builds": digests,
         "rounds": ROUNDS,
         "seconds_beyond_torch": slow,
