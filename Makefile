@@ -49,14 +49,17 @@ results-%: everything ## results-gla: make the chapter's stored results again (l
 	@GATED_FULL=1 $(PY) tools/notebooks.py --timeout 0 "book/$*.ipynb"
 	@$(PY) tools/notebooks.py "book/$*.ipynb"
 
+gpu-%: everything ## gpu-gla: time the chapter's kernels on this machine's GPU, and keep the figures
+	@GATED_FULL=gpu $(PY) tools/notebooks.py --timeout 0 "book/$*.ipynb"
+
 claims: everything ## collect the claims of the executed notebooks into build/claims.json
 	@$(PY) tools/claims.py
 
 bench: everything ## full-size timing beside the peers into reports/bench.json (a quiet machine; NAME=gla: one chapter)
 	@$(PY) tools/bench.py --store $(NAME)
 
-mutants: everything ## change the code of gates and kernels, a thing at a time: do tests notice? (hours) into reports/
-	@$(PY) tools/mutants.py
+mutants: everything ## change the code of gates and kernels, a thing at a time: do tests notice? (hours; GROUP=gla: a part)
+	@$(PY) tools/mutants.py $(if $(GROUP),"$(GROUP)")
 
 serve: book ## build, then serve the pages on this machine (PORT=8000)
 	@echo "serving on http://127.0.0.1:$(or $(PORT),8000) (Ctrl-C ends it)"

@@ -127,7 +127,9 @@ def attention_races(report: bench.Report, batch: int, agents: int, width: int, q
         sizes = {"B": batch, "N": agents, "d": width, "k": senders(agents, 0.4)}
         sizes |= {"kB": kilobytes[0], "kB_relation_tensor": kilobytes[1]}
         calls = {case: partial(run, call, x) for case, call in cases.items()}
-        report.race(name, sizes, bench.race(calls, rounds=6 if quick else 15))
+        without = {case: "it knows no relations" for case in cases if case.endswith("no relations")}
+        for result in report.run(calls, rounds=6 if quick else 15, uncompared=without):
+            report.race(name, sizes, result)
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
@@ -147,7 +149,8 @@ def decoding_races(report: bench.Report, batch: int, agents: int, quick: bool) -
         "all agents decoded again": partial(choose, network, observation, graph, False),
     }
     sizes = {"B": batch, "N": agents, "d": 64}
-    report.race("choosing actions", sizes, bench.race(calls, rounds=6 if quick else 12))
+    for result in report.run(calls, rounds=6 if quick else 12, uncompared={}):
+        report.race("choosing actions", sizes, result)
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -171,7 +174,9 @@ def training_races(report: bench.Report, runs: int, copies: int, quick: bool) ->
     one = people(1)
     calls = {"all runs at once": people(runs), "one run after another": lambda: [one() for _ in range(runs)]}
     sizes = {"runs": runs, "B": copies, "N": agents, "d": 32}
-    report.race("rollout and update", sizes, bench.race(calls, rounds=6 if quick else 12))
+    alone = {"one run after another": "each call trains further, with numbers drawn in another order"}
+    for result in report.run(calls, rounds=6 if quick else 12, uncompared=alone):
+        report.race("rollout and update", sizes, result)
 
 
 # Worlds ---------------------------------------------------------------------------------------------------------------
@@ -205,13 +210,22 @@ def drawn(world: World) -> list[Tensor]:
     return [random_actions(world, generator) for _ in range(world.limit)]
 
 
+def growth(report: bench.Report, case: str, worlds: dict[int, World], over: str, rounds: int) -> None:
+    """The sizes take turns in one race."""
+    generator = torch.Generator().manual_seed(0)
+    calls = {str(size): partial(episode, world, drawn(world), generator) for size, world in worlds.items()}
+    (result,) = report.run(calls, rounds=rounds, min_ms=5)
+    report.scaling(case, list(worlds), [result.median(size) for size in calls], over=over, settled=True)
+
+
 def world_rows(report: bench.Report, quick: bool) -> None:
     """Steps of the worlds: what a step costs against copies and agents, and batched beside one copy after the other.
 
     Every row is of whole episodes, the reset among them: steps a second = copies * steps / time, `steps_s` in the race.
     """
     generator = torch.Generator().manual_seed(0)
-    rounds, batches = (8, (64, 256, 1024)) if quick else (15, (16, 64, 256, 1024, 4096))
+    # no 64 among the copies: that is the race below
+    rounds, batches = (8, (48, 192, 768)) if quick else (12, (12, 48, 192, 768, 3072))
     makers = {
         "lookup, 5 agents": lambda copies: PermutationLookup(copies, [1, 2, 3, 4, 0]),
         "pursuit, 3 agents": Pursuit,
@@ -219,34 +233,23 @@ def world_rows(report: bench.Report, quick: bool) -> None:
         "pursuit, 3 agents, released observation": partial(Pursuit, form="released"),
     }
     for name, make in list(makers.items())[: 2 if quick else None]:
-        times = []
-        for copies in batches:
-            world = make(copies)
-            ours = partial(episode, world, drawn(world), generator)
-            times.append(bench.race({"ours": ours}, rounds=rounds, min_ms=5).median("ours"))
-        report.scaling(f"world, an episode: {name}", batches, times, over="B")
+        growth(report, f"world, an episode: {name}", {copies: make(copies) for copies in batches}, "B", rounds)
     crowd = (2, 4, 8) if quick else (2, 4, 8, 16, 32)
-    times = []
-    for blind in crowd:
-        world = Pursuit(1024, size=10, seers=blind, blind=blind)
-        ours = partial(episode, world, drawn(world), generator)
-        times.append(bench.race({"ours": ours}, rounds=rounds, min_ms=5).median("ours"))
-    report.scaling("world, an episode: pursuit, 1,024 copies of 10 x 10", [2 * b for b in crowd], times, over="N")
+    worlds: dict[int, World] = {2 * blind: Pursuit(1024, size=10, seers=blind, blind=blind) for blind in crowd}
+    growth(report, "world, an episode: pursuit, 1,024 copies of 10 x 10", worlds, "N", rounds)
 
     copies = 64
     world = Pursuit(copies)
     actions = drawn(world)
     scripts = torch.stack(actions, 1).tolist()
     envs = [parallel_env(Pursuit(1)) for _ in range(copies)]
-    result = bench.race(
-        {
-            "copies at once": partial(episode, world, actions, generator),
-            "one copy after the other": partial(one_by_one, [Pursuit(1)] * copies, actions, generator),
-            "PettingZoo, one environment a copy": partial(by_dictionaries, envs, scripts),
-        },
-        rounds=6 if quick else 15,
-        warmup=1,
-    )
+    calls: dict[str, Callable[[], object]] = {
+        "copies at once": partial(episode, world, actions, generator),
+        "one copy after the other": partial(one_by_one, [Pursuit(1)] * copies, actions, generator),
+        "PettingZoo, one environment a copy": partial(by_dictionaries, envs, scripts),
+    }
+    starts = dict.fromkeys(list(calls)[1:], "each episode draws where it starts")
+    (result,) = report.run(calls, rounds=6 if quick else 12, warmup=1, uncompared=starts)
     rate = round(copies * world.limit / result.median("copies at once") * 1e3)
     sizes = {"B": copies, "N": world.num_agents, "steps": world.limit, "steps_s": rate}
     report.race("world, an episode", sizes, result)
@@ -254,7 +257,7 @@ def world_rows(report: bench.Report, quick: bool) -> None:
 
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
-    report = bench.Report("commformer")
+    report = bench.Report("commformer", tries=1 if quick else 3)
     for agents in (27,) if quick else (5, 10, 27):
         attention_races(report, 32 if quick else 128, agents, 64, quick)
         decoding_races(report, 32 if quick else 64, agents, quick)

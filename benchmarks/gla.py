@@ -2,8 +2,9 @@
 
 Cost model, forward, a step and head: 4KV + C(K + V) operations in chunks of C = 64, against T(K + V) for causal
 attention; the backward costs 2.5 times that, ours one recomputation more. The peers are the definition in a Python
-loop over time (also with its step compiled), PyTorch's causal scaled_dot_product_attention, and, where it is
-installed, the recurrence that flash-linear-attention runs without a GPU.
+loop over time (also with its step compiled), PyTorch's causal scaled_dot_product_attention, which computes something
+else, and, where it is installed, the reference recurrence of flash-linear-attention: a loop over time that its tests
+compare kernels with, and all of it that runs without a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ def recurrence(*qkvg: Tensor) -> Tensor:
 
 
 def compiled_recurrence() -> Callable[..., Tensor]:
-    @torch.compile
+    """Compiled for the shapes of its first call alone, however many shapes were compiled before."""
+    torch.compiler.reset()
+
+    @partial(torch.compile, dynamic=False)
     def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         state = g.exp().unsqueeze(-1) * state + k.unsqueeze(-1) * v.unsqueeze(-2)
         return state, CHANNELS**-0.5 * (q.unsqueeze(-2) @ state).squeeze(-2)
@@ -60,7 +64,7 @@ def reference_of_fla() -> dict[str, Callable[..., Tensor]]:
         from fla.ops.gla.naive import naive_recurrent_gla as theirs
     except ImportError:
         return {}
-    return {"flash-linear-attention, its recurrence without a GPU": lambda *qkvg: theirs(*qkvg)[0]}
+    return {"flash-linear-attention, its reference recurrence": lambda *qkvg: theirs(*qkvg)[0]}
 
 
 def once(form: Callable[..., Tensor], qkvg: list[Tensor], gradients: bool) -> Tensor | tuple[Tensor, ...]:
@@ -74,44 +78,46 @@ def once(form: Callable[..., Tensor], qkvg: list[Tensor], gradients: bool) -> Te
 def races(report: bench.Report, quick: bool) -> None:
     attentions = {"causal scaled_dot_product_attention": attention}
     loops = {"step-by-step recurrence": recurrence}
-    if not quick:
-        loops |= reference_of_fla() | {"step-by-step recurrence, step compiled": compiled_recurrence()}
     for gradients in (False, True):
         case = "forward and backward" if gradients else "forward"
-        settings = [(1, time, attentions) for time in ((1024, 2048, 4096) if quick else (512, 1024, 2048, 4096, 8192))]
-        settings += [(1, 2048, loops)] + ([] if quick else [(4, 2048, attentions | loops)])
-        for batch, time, peers in settings:
+        settings = [(1, time) for time in ((1024, 2048, 4096) if quick else (512, 1024, 2048, 4096, 8192))]
+        settings += [] if quick else [(4, 2048)]
+        for batch, time in settings:
             qkvg = inputs(batch, time, gradients)
-            forms = {"chunk_gla": chunked} | peers
-            cases = {name: partial(once, form, qkvg, gradients) for name, form in forms.items()}
-            for threads in (1, 2):
-                rounds = 12 if peers is attentions and not quick else 6
-                result = bench.race(cases, rounds=rounds, warmup=1, threads=threads)
+            forms = {"chunk_gla": chunked} | attentions
+            if (batch, time) == (1, 2048):
+                forms |= loops
+                if not quick:
+                    forms |= reference_of_fla() | {"step-by-step recurrence, step compiled": compiled_recurrence()}
+            cases: dict[str, Callable[[], object]] = {
+                name: partial(once, form, qkvg, gradients) for name, form in forms.items()
+            }
+            apart = dict.fromkeys(attentions, "softmax attention, another function")
+            if (batch, time) == (1, 2048):
+                for name, g in closed_gates(qkvg[0]).items():
+                    other = [*qkvg[:3], g.requires_grad_(gradients)]
+                    cases[f"the same with gates {name}"] = partial(once, chunked, other, gradients)
+                    apart[f"the same with gates {name}"] = "other gates"
+            rounds = 6 if quick else 9 if (batch, time) == (1, 2048) else 12
+            for result in report.run(cases, (1,) if quick else (1, 2), rounds=rounds, warmup=1, uncompared=apart):
                 report.race(case, {"B": batch, "T": time, "H": HEADS, "K": CHANNELS, "V": CHANNELS}, result)
 
 
-def gate_regimes(report: bench.Report) -> None:
-    """What strongly closed gates cost: the leaves of a chunk shrink until their decay fits."""
-    qkvg = inputs(1, 2048, True)
-    z = torch.randn(qkvg[0].shape, generator=torch.Generator().manual_seed(1))
-    closed = {"temperature 1": logsigmoid(z), "uniform in (-20, 0)": -20 * torch.sigmoid(z)}
-    for gradients in (False, True):
-        cases = {"chunk_gla": partial(once, chunked, qkvg, gradients)}
-        for name, g in closed.items():
-            cases[f"the same with gates {name}"] = partial(once, chunked, [*qkvg[:3], g.requires_grad_()], gradients)
-        result = bench.race(cases, rounds=6, warmup=1, threads=1)
-        report.race("forward and backward" if gradients else "forward", {"B": 1, "T": 2048, "H": HEADS}, result)
+def closed_gates(like: Tensor) -> dict[str, Tensor]:
+    """Gates that forget fast: the leaves of a chunk shrink until their decay fits, and that costs time."""
+    z = torch.randn(like.shape, generator=torch.Generator().manual_seed(1))
+    return {"temperature 1": logsigmoid(z), "uniform in (-20, 0)": -20 * torch.sigmoid(z)}
 
 
 def growth(report: bench.Report, quick: bool) -> None:
-    times = [1024 * 2**i for i in range(4 if quick else 6)]
+    times = [768 * 2**i for i in range(4 if quick else 6)]  # none of them a race's above
     for gradients in (False, True):
-        for threads in (1, 2):
-            # One race over all lengths: a slow minute of the machine then falls on all of them alike.
-            cases = {str(time): partial(once, chunked, inputs(1, time, gradients), gradients) for time in times}
-            result = bench.race(cases, rounds=6 if quick else 9, warmup=1, threads=threads, min_ms=1)
-            case = "chunk_gla, forward and backward" if gradients else "chunk_gla, forward"
-            report.scaling(case, times, [result.ms[str(time)].min() for time in times], threads=threads)
+        # One race over all lengths: a slow minute of the machine then falls on all of them alike.
+        cases = {str(time): partial(once, chunked, inputs(1, time, gradients), gradients) for time in times}
+        case = "chunk_gla, forward and backward" if gradients else "chunk_gla, forward"
+        for result in report.run(cases, (1,) if quick else (1, 2), rounds=6 if quick else 9, warmup=1, min_ms=1):
+            ms = [result.median(str(time)) for time in times]
+            report.scaling(case, times, ms, threads=result.threads, settled=True)
 
 
 def decoding(report: bench.Report) -> None:
@@ -123,8 +129,9 @@ def decoding(report: bench.Report) -> None:
             _, state = chunk_gla(*inputs(1, time, False), output_final_state=True)
             qkvg = [y[:, -1:].clone() for y in inputs(1, time, False)]
         cases[str(time)] = partial(decode, qkvg, state)
-    result = bench.race(cases, rounds=15, threads=1)
-    report.scaling("fused_recurrent_gla, one token after T", contexts, [result.median(str(t)) for t in contexts])
+    (result,) = report.run(cases, rounds=15)
+    ms = [result.median(str(time)) for time in contexts]
+    report.scaling("fused_recurrent_gla, one token after T", contexts, ms, settled=True)
 
 
 def decode(qkvg: list[Tensor], state: Tensor) -> object:
@@ -134,9 +141,8 @@ def decode(qkvg: list[Tensor], state: Tensor) -> object:
 
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
-    report = bench.Report("gla")
+    report = bench.Report("gla", tries=1 if quick else 3)
     races(report, quick)
-    gate_regimes(report)
     growth(report, quick)
     decoding(report)
     return report.rows

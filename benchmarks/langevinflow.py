@@ -38,17 +38,19 @@ def by_autograd(potential: ConvPotential, z: Tensor) -> Tensor:
     return torch.autograd.grad(potential.energy(z).sum(), z, create_graph=True)[0]
 
 
-def looped(gradient: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, noise: Tensor) -> object:
-    return simulate(
-        gradient, z, v, noise, step=STEP, decay=1 - GAMMA, scale=released_noise(GAMMA), scheme="euler"
-    )[0].sum().backward()  # fmt: skip
+Slope = Callable[[ConvPotential, Tensor], Tensor]
+
+
+def looped(slope: Slope, potential: ConvPotential, z: Tensor, v: Tensor, noise: Tensor) -> object:
+    how = {"step": STEP, "decay": 1 - GAMMA, "scale": released_noise(GAMMA)}
+    path, _ = simulate(partial(slope, potential), z, v, noise, **how, scheme="euler")  # type: ignore[arg-type]
+    return torch.autograd.grad(path.sum(), [z, v, *potential.parameters()])
 
 
 def fused(potential: ConvPotential, z: Tensor, v: Tensor, noise: Tensor) -> object:
-    path, _ = langevin_scan(
-        z, v, noise, stiffness=potential.hessian(), step=STEP, decay=1 - GAMMA, scheme="released"
-    )  # fmt: skip
-    return path.sum().backward()
+    how = {"step": STEP, "decay": 1 - GAMMA}
+    path, _ = langevin_scan(z, v, noise, stiffness=potential.hessian(), **how, scheme="released")  # type: ignore[arg-type]
+    return torch.autograd.grad(path.sum(), [z, v, *potential.parameters()])
 
 
 def path_races(report: bench.Report, batch: int, time: int, dim: int, rounds: int) -> None:
@@ -60,12 +62,11 @@ def path_races(report: bench.Report, batch: int, time: int, dim: int, rounds: in
     noise = torch.randn(batch, time, dim, generator=gen)
     calls = {
         "fused scan": partial(fused, potential, z, v, noise),
-        "loop, force in closed form": partial(looped, potential.gradient, z, v, noise),
-        "loop, force by autograd": partial(looped, partial(by_autograd, potential), z, v, noise),
+        "loop, force in closed form": partial(looped, ConvPotential.gradient, potential, z, v, noise),
+        "loop, force by autograd": partial(looped, by_autograd, potential, z, v, noise),
     }
-    report.race(
-        "published flow, forward and backward", {"B": batch, "T": time, "d": dim}, bench.race(calls, rounds=rounds)
-    )
+    for result in report.run(calls, rounds=rounds, uncompared={}):
+        report.race("published flow, forward and backward", {"B": batch, "T": time, "d": dim}, result)
 
 
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -103,7 +104,7 @@ def oscillators(batch: int, time: int, dim: int, chain: bool) -> tuple[dict[str,
     return {n: y.requires_grad_() for n, y in potential.items()}, z.requires_grad_(), v.requires_grad_(), noise
 
 
-def scan_races(report: bench.Report, batch: int, time: int, dim: int, chain: bool, rounds: int, threads: int) -> None:
+def scan_races(report: bench.Report, batch: int, time: int, dim: int, chain: bool, rounds: int, quick: bool) -> None:
     """BAOAB for uncoupled modes, whose chunks run side by side, and for a chain with a quartic, step after step."""
     given = oscillators(batch, time, dim, chain)
     calls = {
@@ -112,22 +113,22 @@ def scan_races(report: bench.Report, batch: int, time: int, dim: int, chain: boo
         "loop, force in closed form": partial(along, naive_langevin_scan, *given, "baoab"),
         "loop, force by autograd": partial(along, loop_by_autograd, *given, "baoab"),
     }
-    report.race(
-        f"BAOAB on {'a quartic chain' if chain else 'modes'}, forward and backward",
-        {"B": batch, "T": time, "d": dim},
-        # several calls a turn: what one case gives back to the system is not mapped anew on another's account
-        bench.race(calls, rounds=rounds, threads=threads, min_ms=20),
-    )
+    name = f"BAOAB on {'a quartic chain' if chain else 'modes'}, forward and backward"
+    # several calls a turn: what one case gives back to the system is not mapped anew on another's account
+    for result in report.run(calls, (1,) if quick else (1, 2), rounds=rounds, min_ms=20, uncompared={}):
+        report.race(name, {"B": batch, "T": time, "d": dim}, result)
 
 
 def scan_scaling(report: bench.Report, batch: int, dim: int, chain: bool, rounds: int) -> None:
-    times = [64, 128, 256, 512]
+    """The lengths take turns in one race; none of them is a race's above."""
+    times = [64, 128, 256, 384]
     for name, compiled in (("fused scan, compiled,", True), ("fused scan", False)):
-        form, ms = partial(langevin_scan, compiled=compiled), []
-        for time in times:
-            call = partial(along, form, *oscillators(batch, time, dim, chain), "baoab")
-            ms.append(bench.race({name: call}, rounds=rounds).median(name))
-        report.scaling(f"{name} on {'a quartic chain' if chain else 'modes'}, forward and backward", times, ms)
+        form = partial(langevin_scan, compiled=compiled)
+        calls = {str(time): partial(along, form, *oscillators(batch, time, dim, chain), "baoab") for time in times}
+        (result,) = report.run(calls, rounds=rounds)
+        ms = [result.median(str(time)) for time in times]
+        case = f"{name} on {'a quartic chain' if chain else 'modes'}, forward and backward"
+        report.scaling(case, times, ms, settled=True)
 
 
 def step_races(report: bench.Report, batch: int, bins: int, dim: int, rounds: int) -> None:
@@ -148,18 +149,19 @@ def step_races(report: bench.Report, batch: int, bins: int, dim: int, rounds: in
         "masked Transformer": match_parameters(lambda width: MaskedTransformer(30, 40, bins, dim=width), size),
     }
     calls = {name: partial(Trainer(net, spikes, targets, seed=0, batch=batch).run, 1) for name, net in nets.items()}
-    report.race("training step", {"B": batch, "T": bins, "d": dim}, bench.race(calls, rounds=rounds))
+    other = dict.fromkeys(list(calls)[1:], "another network")
+    for result in report.run(calls, rounds=rounds, uncompared=other):
+        report.race("training step", {"B": batch, "T": bins, "d": dim}, result)
 
 
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
-    report = bench.Report("langevinflow")
+    report = bench.Report("langevinflow", tries=1 if quick else 3)
     for time in (45,) if quick else (45, 100, 512):
         path_races(report, 64, time, 64, 8 if quick else 15)
     for chain in (False, True):
         for time in (100,) if quick else (45, 100, 512):
-            for threads in (1,) if quick else (1, 2):
-                scan_races(report, 64, time, 64, chain, 6 if quick else 15, threads)
+            scan_races(report, 64, time, 64, chain, 6 if quick else 15, quick)
         scan_scaling(report, 16 if quick else 64, 16 if quick else 64, chain, 6 if quick else 15)
     step_races(report, 64, 60, 32, 8 if quick else 15)
     return report.rows

@@ -22,6 +22,8 @@ from gated.moe.gates import LinearScore, SoftmaxTopKGate, TopKGate
 
 TOKENS, TAKEN, WIDTH = 2048, 2, 128
 
+DENSE = "dense products of equal operations"
+
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -74,17 +76,14 @@ def once(form: Callable[..., Tensor], inputs: list[Tensor], gradients: bool) -> 
     return torch.autograd.grad(y, inputs[:3], torch.ones_like(y))
 
 
-def expert_cases(inputs: list[Tensor], gradients: bool) -> dict[str, Callable[[], object]]:
+def expert_cases(inputs: list[Tensor], gradients: bool, with_dense: bool) -> dict[str, Callable[[], object]]:
     x, up, down, offsets = inputs
     one = [x, *(y[0].detach().clone().requires_grad_(gradients) for y in (up, down)), offsets]
-    forms = {"grouped_gemm": partial(chain, grouped_gemm), "dense products of equal operations": partial(chain, dense)}
+    forms = {"grouped_gemm": partial(chain, grouped_gemm)} | ({DENSE: partial(chain, dense)} if with_dense else {})
     if hasattr(torch.nn.functional, "grouped_mm"):
         forms["torch.nn.functional.grouped_mm"] = partial(chain, pytorch)
     forms |= {"a loop over the groups, then cat": partial(chain, loop), "padded torch.bmm": padded}
-    return {
-        name: partial(once, form, one if name.startswith("dense") else inputs, gradients)
-        for name, form in forms.items()
-    }
+    return {name: partial(once, form, one if name == DENSE else inputs, gradients) for name, form in forms.items()}
 
 
 def expert_races(report: bench.Report, quick: bool) -> None:
@@ -96,10 +95,11 @@ def expert_races(report: bench.Report, quick: bool) -> None:
         case = "experts, forward and backward" if gradients else "experts, forward"
         for tokens, experts, hidden, skew in settings:
             inputs = sorted_rows(tokens, experts, hidden, skew, gradients)
-            cases = expert_cases(inputs, gradients)
+            yardstick = (tokens, hidden) != (TOKENS, 256) or experts == 16  # it has no N, so it is timed once
+            cases = expert_cases(inputs, gradients, yardstick)
             sizes = {"T": tokens, "k": TAKEN, "N": experts, "d": WIDTH, "f": hidden}
-            for threads in (1, 2):
-                result = bench.race(cases, rounds=6 if quick else 12, threads=threads)
+            why = {DENSE: "one matrix for all rows"} if yardstick else {}
+            for result in report.run(cases, (1,) if quick else (1, 2), rounds=6 if quick else 12, uncompared=why):
                 report.race(f"{case}, uneven loads" if skew else case, sizes, result)
 
 
@@ -145,8 +145,7 @@ def gate_races(report: bench.Report, quick: bool) -> None:
         for experts, k in settings:
             logits = torch.randn(TOKENS, experts, generator=torch.Generator().manual_seed(0)).requires_grad_(gradients)
             cases = {name: partial(gate, form, logits, k) for name, form in forms.items()}
-            for threads in (1, 2):
-                result = bench.race(cases, rounds=6 if quick else 15, threads=threads)
+            for result in report.run(cases, (1,) if quick else (1, 2), rounds=6 if quick else 12, uncompared={}):
                 report.race(case, {"T": TOKENS, "N": experts, "k": k}, result)
 
 
@@ -166,11 +165,15 @@ def dispatched(
         with torch.no_grad():
             return dispatch(x, routing, experts)
     y = dispatch(x, routing, experts)
-    return torch.autograd.grad(y, [x, routing.weights, *experts.parameters()], torch.ones_like(y))
+    slopes = torch.autograd.grad(y, [x, routing.weights, *experts.parameters()], torch.ones_like(y))
+    return slopes[:2]  # the others' shapes differ from library to library
 
 
 def of_transformers(gated: bool, experts: moe.FFNExperts) -> dict[str, tuple[Callable[..., Tensor], torch.nn.Module]]:
-    """Hugging Face's loop over its experts, with our weights in it; only where it is installed."""
+    """Hugging Face's experts with our weights in them; only where the library is installed.
+
+    Mixtral's run by `grouped_mm` unless somebody asks for the loop; Switch's are a loop and nothing else.
+    """
     try:
         from transformers import MixtralConfig, SwitchTransformersConfig
         from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -180,23 +183,23 @@ def of_transformers(gated: bool, experts: moe.FFNExperts) -> dict[str, tuple[Cal
     number, width, hidden = experts.num_experts, experts.up.shape[1], experts.down.shape[1]
     layer = moe.MoE(TopKGate(LinearScore(width, number), TAKEN), experts)
     if gated:
-        config = MixtralConfig(
-            hidden_size=width,
-            intermediate_size=hidden,
-            num_local_experts=number,
-            num_experts_per_tok=TAKEN,
-            experts_implementation="eager",
-        )
-        theirs, state = MixtralExperts(config), convert.mixtral_state(layer)
+        sizes = {"hidden_size": width, "intermediate_size": hidden, "num_local_experts": number}
+        config = partial(MixtralConfig, **sizes, num_experts_per_tok=TAKEN)
+        named = {
+            "transformers, MixtralExperts (grouped_mm, its default)": "grouped_mm",
+            "transformers, MixtralExperts (eager loop)": "eager",
+        }
+        theirs = {name: MixtralExperts(config(experts_implementation=form)) for name, form in named.items()}
+        state = convert.mixtral_state(layer)
     else:
-        theirs = SwitchTransformersExperts(
-            SwitchTransformersConfig(d_model=width, d_ff=hidden, num_experts=number, dropout_rate=0.0)
-        )
+        config = SwitchTransformersConfig(d_model=width, d_ff=hidden, num_experts=number, dropout_rate=0.0)
+        theirs = {"transformers, SwitchTransformersExperts (eager loop)": SwitchTransformersExperts(config)}
         layer.gate = SoftmaxTopKGate(
             LinearScore(width, number), 1
         )  # the state of a top-1 layer; its experts count here
         state = convert.switch_state(layer)
-    theirs.load_state_dict({name[8:]: tensor for name, tensor in state.items() if name.startswith("experts.")})
+    for module in theirs.values():
+        module.load_state_dict({name[8:]: tensor for name, tensor in state.items() if name.startswith("experts.")})
 
     def mixtral(x: Tensor, routing: moe.Routing, experts: torch.nn.Module) -> Tensor:
         return experts(x, routing.experts, routing.weights)
@@ -204,8 +207,7 @@ def of_transformers(gated: bool, experts: moe.FFNExperts) -> dict[str, tuple[Cal
     def switch(x: Tensor, routing: moe.Routing, experts: torch.nn.Module) -> Tensor:
         return experts(x, torch.nn.functional.one_hot(routing.experts, routing.num_experts), routing.weights)
 
-    name = "MixtralExperts" if gated else "SwitchTransformersExperts"
-    return {f"transformers, {name}": (mixtral if gated else switch, theirs)}
+    return {name: (mixtral if gated else switch, module) for name, module in theirs.items()}
 
 
 def dispatch_cases(
@@ -228,33 +230,33 @@ def dispatch_cases(
 
 
 def dispatch_races(report: bench.Report, quick: bool) -> None:
-    """Sorted segments beside the loop, the dense mask, the one-hot products and transformers' loops.
+    """Sorted segments beside the loop, the dense mask, the one-hot products and transformers' experts.
 
     The loop is ours: it takes the stacked matrices apart once, so that no gradient of the whole stack is made for each
     expert. Nothing is dropped: the buffers of the one-hot products are as large as the largest load. All sparse forms
     share the experts' own arithmetic, 4 T k d f operations, so the wider the experts the closer together they are:
     f = 64 is the grid, and f = 256 shows the other end. At N = k = 2 the dense mask does no work in vain, so that is
-    where the crossover against it lies. SwiGLU has three matrices, of 2/3 the width.
+    where the crossover against it lies. SwiGLU has three matrices, of about 2/3 the width.
     """
-    settings = [(tokens, number, 64) for tokens in (256, 2048) for number in (2, 4, 8, 16, 32, 64)]
+    settings = [(tokens, number, 64) for tokens in (256, 2048) for number in (2, 4, 16, 64)]
     settings += [(TOKENS, 16, 256), (TOKENS, 64, 256)]
     for gradients in (False, True):
         case = "dispatch, forward and backward" if gradients else "dispatch, forward"
         for tokens, number, width in [(256, 16, 64), (TOKENS, 64, 64)] if quick else settings:
             for gated in (False, True):
-                hidden = 2 * width // 3 if gated else width
+                hidden = 2 * width // 3 // 4 * 4 if gated else width  # grouped_mm asks for rows of 16 bytes
                 cases = dispatch_cases(tokens, number, hidden, gated, gradients)
                 if len(cases) == 1:
                     continue
                 sizes = {"T": tokens, "k": TAKEN, "N": number, "d": WIDTH, "f": hidden}
-                for threads in (1,) if quick else (1, 2):
-                    result = bench.race(cases, rounds=6, warmup=1, threads=threads)
+                threads, rounds = ((1,), 6) if quick else ((1, 2), 9)
+                for result in report.run(cases, threads, rounds=rounds, warmup=1, uncompared={}):
                     report.race(f"{case}, SwiGLU experts" if gated else case, sizes, result)
 
 
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
-    report = bench.Report("moe")
+    report = bench.Report("moe", tries=1 if quick else 3)
     expert_races(report, quick)
     gate_races(report, quick)
     dispatch_races(report, quick)

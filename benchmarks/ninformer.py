@@ -3,8 +3,8 @@
 Cost model of the unit, for B images: B (2 n T d + 2 n d C + n d^2) MACs. Written operator by operator, what stands
 around the products reads and writes arrays of B T d, B n C and B n d numbers again and again, 7 B n d for product and
 residual sum alone. Fused (`gated.ninformer.fused`), a few images at a time run in the cache, GELU in place, and one
-pass of 4 B n d comes last. The five products alone, into arrays made beforehand, are the floor for both. What lies
-above it is most where few tokens meet a wide hidden layer: T d numbers then come from products of inner length n.
+pass of 4 B n d comes last. The five products alone, into arrays made beforehand, stand beside both. What is added
+to them is most where few tokens meet a wide hidden layer: T d numbers then come from products of inner length n.
 With gradients every hidden array has to be kept; only that last pass remains.
 
 Blocks of different kinds are compared without gradients and all operator by operator, so that MACs, with which the
@@ -14,7 +14,7 @@ NiNformer and Mixer alike means the fused form in inference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ COARSE = replace(RELEASED, image=(3, 32, 32), patch=8, tokens=16)
 FINE = replace(RELEASED, image=None, patch=1, tokens=196)
 Form = Callable[[Tensor], Tensor]
 Cases = dict[str, Callable[[], object]]
+ALONE = "its matrix products alone"
 PEERS: dict[str, ninformer.Kind] = {"Mixer": "mixer", "ViT (SDPA)": "vit", "gMLP": "gmlp"}
 
 
@@ -62,11 +63,22 @@ def trainings(forms: Mapping[str, Form], parameters: list[nn.Parameter], x: Tens
     return {name: partial(training, form, parameters, x) for name, form in forms.items()}
 
 
-def race(report: bench.Report, case: str, sizes: dict[str, int], cases: Cases, threads: int = 1) -> bench.Race:
+def race(
+    report: bench.Report,
+    case: str,
+    sizes: dict[str, int],
+    cases: Cases,
+    threads: Sequence[int] = (1,),
+    uncompared: str | None = None,
+) -> bench.Race:
+    """Rows for each number of threads; gives the first race. `uncompared` is why no peer can be compared."""
+    why = {ALONE: "it leaves out the rest"} if ALONE in cases else {}
+    why = why if uncompared is None else dict.fromkeys(list(cases)[1:], uncompared)
     # 10 ms a measurement: the small sizes take less than a scheduler's slice
-    result = bench.race(cases, rounds=12, threads=threads, min_ms=10.0)
-    report.race(case, sizes, result)
-    return result
+    found = report.run(cases, threads, rounds=12, min_ms=10.0, uncompared=why)
+    for result in found:
+        report.race(case, sizes, result)
+    return found[0]
 
 
 # The unit ------------------------------------------------------------------------------------------------------------
@@ -101,12 +113,12 @@ def unit_races(report: bench.Report, quick: bool) -> None:
         if not quick and sizes in (RELEASED, COARSE) and batch <= 32:
             torch.compiler.reset()
             peers["operator by operator, torch.compile"] = torch.compile(partial(chain, nin), dynamic=False)
-        for threads in (1,) if quick or sizes is not RELEASED else (1, 2):
-            forms: dict[str, Form] = {"fused": nin.fused_unit, **peers, "its matrix products alone": products(nin, x)}
-            race(report, "gating unit, inference", named, inferences(forms, x), threads)
-            if batch <= 32 or sizes is DIGITS:
-                cases = trainings({"one last pass": partial(last_pass, nin)} | peers, parts, x)
-                race(report, "gating unit, forward and backward", named, cases, threads)
+        threads = (1,) if quick or sizes is not RELEASED else (1, 2)
+        forms: dict[str, Form] = {"fused": nin.fused_unit, **peers, ALONE: products(nin, x)}
+        race(report, "gating unit, inference", named, inferences(forms, x), threads)
+        if batch <= 32 or sizes is DIGITS:
+            cases = trainings({"one last pass": partial(last_pass, nin)} | peers, parts, x)
+            race(report, "gating unit, forward and backward", named, cases, threads)
 
 
 def products(nin: NiNBlock, x: Tensor) -> Form:
@@ -146,16 +158,18 @@ def block_races(report: bench.Report, quick: bool) -> None:
             x = random(batch, n, sizes.dim)
             ours = ninformer.block_macs("ninformer", sizes)
             forms: dict[str, Form] = {"NiNformer": block("ninformer", sizes)}
-            for name, kind in PEERS.items():
+            # the others have no T: they are timed once
+            for name, kind in PEERS.items() if hidden == "512" else [("Mixer", PEERS["Mixer"])]:
                 share = ninformer.block_macs(kind, sizes) / ours
                 forms[f"{name}, {share:.2f} of our MACs"] = block(kind, sizes)
             named = {"B": batch, "n": n, "d": sizes.dim, "T": wide, "C": sizes.channel_hidden, "F": sizes.ffn_hidden}
-            result = race(report, "block, inference", named, inferences(forms, x))
+            result = race(report, "block, inference", named, inferences(forms, x), uncompared="another block")
             for name in forms:
                 ms.setdefault(name.split(",")[0], []).append(result.median(name) / batch)
         if not quick and hidden == "512":  # a time per image
             for name, times in ms.items():
-                report.scaling(f"block of {name}, T = 512, one image", list(numbers), np.array(times), over="n")
+                case = f"block of {name}, T = 512, one image"
+                report.scaling(case, list(numbers), np.array(times), over="n", settled=True)
 
 
 # Networks ------------------------------------------------------------------------------------------------------------
@@ -178,17 +192,19 @@ def network_races(report: bench.Report, quick: bool) -> None:
             name = f"Mixer, {layers} blocks ({what}), {share:.2f} of our MACs"
             nets[name] = ninformer.build("mixer", sizes, layers)
         named = {"B": batch, "n": sizes.tokens, "d": sizes.dim, "params": budget.params}
-        for threads in (1,) if quick or sizes is not RELEASED else (1, 2):
-            race(report, "network, inference", named, inferences(nets, x, torch.inference_mode), threads)
-            for net in nets.values():
-                net.train()
-            cases: Cases = {name: partial(training, net, list(net.parameters()), x) for name, net in nets.items()}
-            race(report, "network, forward and backward", named, cases, threads)
+        threads, why = (1,) if quick or sizes is not RELEASED else (1, 2), "another network"
+        for net in nets.values():
+            net.eval()
+        race(report, "network, inference", named, inferences(nets, x, torch.inference_mode), threads, why)
+        for net in nets.values():
+            net.train()
+        cases: Cases = {name: partial(training, net, list(net.parameters()), x) for name, net in nets.items()}
+        race(report, "network, forward and backward", named, cases, threads, why)
 
 
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
-    report = bench.Report("ninformer")
+    report = bench.Report("ninformer", tries=1 if quick else 3)
     unit_races(report, quick)
     block_races(report, quick)
     network_races(report, quick)

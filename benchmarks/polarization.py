@@ -11,7 +11,7 @@ ratio of the two is what the time ratio against the full network is to be held a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -95,84 +95,69 @@ def add(report: bench.Report, case: str, net: ResNet, full: ResNet, x: Tensor, k
     )
 
 
-def block_races(report: bench.Report, name: str, batch: int, quick: bool) -> None:
+FULL, GATED = "full network", "full network with its gates"
+HALF, SKIPPED = "pruned, 6 blocks kept", "gated, each branch for the inputs that open it"
+
+
+def races(report: bench.Report, name: str, batch: int, quick: bool) -> None:
+    """One race for all networks, and its rows: pruned beside full, what gates cost (below 1), stages, channels."""
     widths, size = NETS[name]
     x = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
-    rounds = 8 if quick else 20
-    for kept in (6,) if quick else (6, 3):
-        nets = {
-            "pruned": small(widths, kept),
-            "full network": plain(widths),
-            "full network with its gates": GatedResNet(plain(widths)),
-            "ResNet built with the same blocks": built(widths, kept),
+    kepts = (6,) if quick else (6, 3)
+    full = plain(widths)
+    nets: dict[str, ResNet | GatedResNet] = {FULL: full, GATED: GatedResNet(plain(widths))}
+    for kept in kepts:
+        nets |= {
+            f"pruned, {kept} blocks kept": small(widths, kept),
+            f"ResNet built with {kept} blocks": built(widths, kept),
         }
-        calls = {case: partial(forward, net.eval(), x) for case, net in nets.items()}
-        if kept == 6:
-            calls["gated, each branch for the inputs that open it"] = partial(forward, half_open(widths, x).skip, x)
-        result = bench.race(calls, rounds=rounds, min_ms=MIN_MS)
-        add(report, "pruned, forward", nets["pruned"], nets["full network"], x, kept, result)
-        if batch > 1:
-            result = bench.race({case: training(net, x) for case, net in nets.items()}, rounds=rounds, min_ms=MIN_MS)
-            add(report, "pruned, training step", nets["pruned"], nets["full network"], x, kept, result)
-
-
-def gate_races(report: bench.Report, name: str, batch: int, quick: bool) -> None:
-    """What the gates cost while nothing is pruned: peer/ours below 1 is their share."""
-    widths, size = NETS[name]
-    x = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
-    full, gated = plain(widths), GatedResNet(plain(widths))
-    names = ("full network with its gates", "full network")
-    rounds = 8 if quick else 20
-    calls = {case: partial(forward, net.eval(), x) for case, net in zip(names, (gated, full), strict=True)}
-    add(report, "gates, forward", full, full, x, 12, bench.race(calls, rounds=rounds, min_ms=MIN_MS))
+    calls: dict[str, Callable[[], object]] = {case: partial(forward, net.eval(), x) for case, net in nets.items()}
+    calls[SKIPPED] = partial(forward, half_open(widths, x).skip, x)
+    cut = {} if quick or batch == 1 else fewer(widths)
+    calls |= {case: partial(forward, net, x) for case, net in cut.items()}
+    (result,) = report.run(calls, rounds=8 if quick else 15, min_ms=MIN_MS, uncompared=others(calls))
+    for kept in kepts:
+        mine = f"pruned, {kept} blocks kept"
+        peers = [FULL, GATED, f"ResNet built with {kept} blocks", *([SKIPPED] if kept == 6 else [])]
+        add(report, "pruned, forward", nets[mine], full, x, kept, result.among(mine, *peers))
+    add(report, "gates, forward", full, full, x, 12, result.among(GATED, FULL))
+    for case, net in cut.items():
+        peers, kept = ([FULL, HALF], 12) if case == CHANNELS else ([FULL], 10)
+        add(report, "fewer blocks or channels, forward", net, full, x, kept, result.among(case, *peers))
     if batch > 1:
-        steps = {case: training(net, x) for case, net in zip(names, (gated, full), strict=True)}
-        add(report, "gates, training step", full, full, x, 12, bench.race(steps, rounds=rounds, min_ms=MIN_MS))
+        steps = {case: training(net, x) for case, net in nets.items()}
+        (result,) = report.run(steps, rounds=8 if quick else 15, min_ms=MIN_MS, uncompared=others(steps))
+        for kept in kepts:
+            mine = f"pruned, {kept} blocks kept"
+            peers = [FULL, GATED, f"ResNet built with {kept} blocks"]
+            add(report, "pruned, training step", nets[mine], full, x, kept, result.among(mine, *peers))
+        add(report, "gates, training step", full, full, x, 12, result.among(GATED, FULL))
 
 
-def stage_races(report: bench.Report, name: str, batch: int) -> None:
-    """Two blocks less, of one stage or another: equal multiply-adds where the maps have even sizes."""
-    widths, size = NETS[name]
-    x = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
+def others(calls: Mapping[str, object]) -> dict[str, str]:
+    return dict.fromkeys(list(calls)[1:], "another network")
+
+
+CHANNELS = "half of the inner channels pruned"
+
+
+def fewer(widths: tuple[int, ...]) -> dict[str, ResNet]:
+    """Two blocks less, of one stage or another, of equal multiply-adds where maps have even sizes; and half of the
+    inner channels of every block."""
     full = plain(widths).eval()
     nets = {
-        stage: slice_blocks(full, [i not in (4 * stage + 2, 4 * stage + 3) for i in range(12)]) for stage in (0, 1, 2)
-    }
-    for stage, net in nets.items():
-        calls = {"pruned": partial(forward, net, x), "full network": partial(forward, full, x)}
-        add(
-            report,
-            f"two blocks of stage {stage + 1} pruned, forward",
-            net,
-            full,
-            x,
-            10,
-            bench.race(calls, rounds=20, min_ms=MIN_MS),
+        f"two blocks of stage {stage + 1} pruned": slice_blocks(
+            full, [i not in (4 * stage + 2, 4 * stage + 3) for i in range(12)]
         )
-
-
-def channel_races(report: bench.Report, name: str, batch: int) -> None:
-    """Half of the inner channels of every block, beside half of the blocks."""
-    widths, size = NETS[name]
-    x = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(0))
-    full = plain(widths).eval()
-    net = slice_channels(full, [[True, False]] * 12)
-    calls = {
-        "half of the inner channels pruned": partial(forward, net, x),
-        "full network": partial(forward, full, x),
-        "half of the blocks pruned": partial(forward, small(widths, 6).eval(), x),
+        for stage in (0, 1, 2)
     }
-    add(report, "channels pruned, forward", net, full, x, 12, bench.race(calls, rounds=20, min_ms=MIN_MS))
+    return nets | {CHANNELS: slice_channels(full, [[True, False]] * 12)}
 
 
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer sizes and rounds."""
-    report = bench.Report("polarization")
+    report = bench.Report("polarization", tries=1 if quick else 3)
     for name in ("8/16/32",) if quick else NETS:
         for batch in (1, 64):
-            block_races(report, name, batch, quick)
-            gate_races(report, name, batch, quick)
-        if not quick:
-            stage_races(report, name, 64)
-            channel_races(report, name, 64)
+            races(report, name, batch, quick)
     return report.rows

@@ -9,7 +9,7 @@ takes: 0.4 is 2.5 times the plain step. All steps end with SGD with momentum, ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,17 +74,26 @@ def step(forward: Callable[[], Tensor], optimizer: torch.optim.Optimizer, y: Ten
 
 
 def training(net: nn.Module, inputs: int, each: bool = False) -> Callable[[], Tensor]:
-    """A training step; `each` makes the weights of every example, by vmap over one-example batches."""
+    """A training step; `each` makes the weights of every example, by vmap over one-example batches.
+
+    Some steps are made at once: a network has no response to hyperparameters before it has learned one.
+    """
     x, y = examples(inputs)
     if not isinstance(net, SelfTuned):
-        return partial(step, partial(net, x), sgd(net), y)
+        return begun(partial(step, partial(net, x), sgd(net), y))
     hyper, generator = net.hyperparameters, torch.Generator().manual_seed(0)
 
     def forward() -> Tensor:
         raw = hyper.perturb(BATCH, generator).detach()
         return vmap(lambda a, r: net(a[None], r)[0])(x, raw) if each else net(x, raw)
 
-    return partial(step, forward, sgd(net.net), y)
+    return begun(partial(step, forward, sgd(net.net), y))
+
+
+def begun(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    for _ in range(5):
+        call()
+    return call
 
 
 def validation(model: SelfTuned, inputs: int, shared: bool) -> Callable[[], object]:
@@ -107,7 +116,7 @@ def validation(model: SelfTuned, inputs: int, shared: bool) -> Callable[[], obje
 
 
 def sgd(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, fused=True)  # one pass over memory, for all sides
+    return torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9, fused=True)  # one pass over memory, for all sides
 
 
 def cycle(inputs: int, width: int, respond: bool) -> Callable[[], object]:
@@ -119,41 +128,40 @@ def cycle(inputs: int, width: int, respond: bool) -> Callable[[], object]:
     return partial(trainer.run, 2 if respond else 1)
 
 
+def step_races(report: bench.Report, inputs: int, width: int, threads: Sequence[int], quick: bool) -> None:
+    """All steps in one race, and its rows: a training step, a validation step, and what `Trainer` makes of both."""
+    plain_step, two, alone, shared = "plain network", "two products a layer", "validation", "validation, one setting"
+    calls = {
+        "self-tuning": training(tuned(inputs, width), inputs),
+        plain_step: training(plain(inputs, width), inputs),
+        two: training(two_products(inputs, width), inputs),
+        alone: validation(tuned(inputs, width), inputs, shared=False),
+        shared: validation(tuned(inputs, width), inputs, shared=True),
+        "self-tuning, two training steps and a validation step": cycle(inputs, width, respond=True),
+        "plain network, a training step by the same trainer": cycle(inputs, width, respond=False),
+    }
+    both = list(calls)[-2:]
+    why = {name: "it does something else" for name in calls if name not in ("self-tuning", two)}
+    shape = {"inputs": inputs, "width": width, "batch": BATCH}
+    for result in report.run(calls, threads, rounds=8 if quick else 20, min_ms=MIN_MS, uncompared=why):
+        report.race("training step", shape, result.among("self-tuning", plain_step, two))
+        report.race("validation step", shape, result.among(alone, plain_step))
+        report.race("validation step, one setting for all", shape, result.among(shared, plain_step))
+        report.race("two training steps and a validation step", shape, result.among(*both))
+
+
 def rows(quick: bool = False) -> list[dict]:
     """All rows of build/bench.json for this chapter; `quick` takes fewer rounds, and examples' weights only small."""
-    report, rounds = bench.Report("stn"), 8 if quick else 25
-    for threads in (1, 2):
-        for width, sizes in SIZES.items():
-            calls = {
-                "self-tuning": training(tuned(*sizes), sizes[0]),
-                "plain network": training(plain(*sizes), sizes[0]),
-                "two products a layer": training(two_products(*sizes), sizes[0]),
-            }
-            shape = {"inputs": sizes[0], "width": width, "batch": BATCH}
-            report.race("training step", shape, bench.race(calls, rounds=rounds, threads=threads, min_ms=MIN_MS))
-            for shared in (False, True):
-                if quick and (width > 256 or shared):
-                    continue
-                calls = {
-                    "self-tuning": validation(tuned(*sizes), sizes[0], shared),
-                    "plain network's training step": training(plain(*sizes), sizes[0]),
-                }
-                case = "validation step" + (", one setting for all" if shared else "")
-                report.race(case, shape, bench.race(calls, rounds=rounds, threads=threads, min_ms=MIN_MS))
-            if quick and width > 256:
-                continue
-            calls = {
-                "self-tuning": cycle(*sizes, respond=True),
-                "plain network's training step": cycle(*sizes, respond=False),
-            }
-            result = bench.race(calls, rounds=rounds, threads=threads, min_ms=MIN_MS)
-            report.race("two training steps and a validation step", shape, result)
-        for sizes in (SMALL,) if quick else (SMALL, SIZES[256]):
-            calls = {
-                "self-tuning": training(tuned(*sizes), sizes[0]),
-                "weights of each example, by vmap": training(tuned(*sizes), sizes[0], each=True),
-            }
-            shape = {"inputs": sizes[0], "width": sizes[1], "batch": BATCH}
-            result = bench.race(calls, rounds=6 if quick else 8, warmup=1, threads=threads, min_ms=MIN_MS)
-            report.race("training step", shape, result)
+    report, threads = bench.Report("stn", tries=1 if quick else 3), (1,) if quick else (1, 2)
+    for sizes in SIZES.values():
+        step_races(report, *sizes, threads, quick)
+    for inputs, width in (SMALL,) if quick else (SMALL, SIZES[256]):
+        calls = {
+            "self-tuning": training(tuned(inputs, width), inputs),
+            "weights of each example, by vmap": training(tuned(inputs, width), inputs, each=True),
+        }
+        shape = {"inputs": inputs, "width": width, "batch": BATCH}
+        # losses of the next step
+        for result in report.run(calls, threads, rounds=6 if quick else 9, warmup=1, min_ms=MIN_MS, uncompared={}):
+            report.race("training step beside weights of each example", shape, result)
     return report.rows

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_choice, check_sizes, is_number
 
 Pool = Literal["cls", "mean"]
 
@@ -236,7 +236,7 @@ class TransformerBlock(nn.Module):
         check_sizes(dim=dim, heads=heads, mlp_dim=mlp_dim)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads={heads}, got {dim}")
-        if not 0 <= dropout < 1:
+        if not (is_number(dropout) and 0 <= dropout < 1):
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.heads = heads
         self.attention_norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -275,7 +275,7 @@ class PatchEmbedding(nn.Module):
         if image_size % patch_size:
             raise ValueError(f"image_size must be a multiple of patch_size={patch_size}, got {image_size}")
         self.image_size, self.in_channels = image_size, in_channels
-        self.tokens = (image_size // patch_size) ** 2 + cls
+        self.tokens = (image_size // patch_size) ** 2 + bool(cls)
         self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
         self.cls = nn.Parameter(torch.zeros(1, 1, dim)) if cls else None
         self.position = nn.Parameter(torch.empty(1, self.tokens, dim))

@@ -102,6 +102,8 @@ def rotate(x: Float[Tensor, "batch time heads dim"], start: int = 0) -> Float[Te
     check_float("x", x)
     if x.ndim != 4 or x.shape[3] % 2:
         raise ValueError(f"x must be [batch, time, heads, dim], dim even, got {tuple(x.shape)}")
+    if start is None or isinstance(start, bool | float | str):  # when traced it may be a symbol or a tensor
+        raise ValueError(f"start must be an integer; got {start!r}")
     time, half = x.shape[1], x.shape[3] // 2
     frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
     position = torch.arange(start, start + time, device=x.device, dtype=torch.float64)
@@ -203,7 +205,7 @@ class GatedLinearAttention(nn.Module):
         check_number("norm_eps", norm_eps, 0)
         key_dim, value_dim = key_dim or dim // 2, value_dim or dim
         for name, given in {"key_dim": key_dim, "value_dim": value_dim}.items():
-            if given % heads or given < heads:
+            if not isinstance(given, int) or given % heads or given < heads:
                 raise ValueError(f"{name} must be a positive multiple of heads={heads}, got {given}")
         check_choice("decay", decay, get_args(Decay))
         check_positive("temperature", temperature)
@@ -452,7 +454,8 @@ class GLATransformer(nn.Module):
 
 def check_input(x: Tensor, dim: int, mode: str) -> None:
     """Raise ValueError unless x is floating point [batch, time >= 1, dim] and mode is known."""
-    if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != dim or not x.is_floating_point():
+    check_float("x", x)
+    if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != dim:
         given = f"{x.dtype} {tuple(x.shape)}"
         raise ValueError(f"x must be floating point [batch, time >= 1, dim={dim}], got {given}")
     check_choice("mode", mode, get_args(Mode))

@@ -1,8 +1,9 @@
 """Measure into build/bench.json: `python tools/bench.py [--quick | --store] [chapter ...]`.
 
 Each benchmarks/<chapter>.py has `rows(quick) -> list[dict]`, in the schema of tools/schemas/bench.json;
-`quick` takes small sizes and few rounds. A chapter without such a file contributes the rows that its
-committed page carries. `--store` keeps the rows of the chapters measured in reports/bench.json, from which the
+`quick` takes small sizes and few rounds. Each race must say how far its results are apart, or why they were not
+compared, and no call may be timed in two races. A chapter without such a file contributes the rows that its committed
+page carries. `--store` keeps the rows of the chapters measured in reports/bench.json, from which the
 scoreboard's page is made, with the date, the machine and the versions; it needs a machine with nothing else to do.
 """
 
@@ -28,15 +29,37 @@ def measured(path: Path, quick: bool) -> list[dict]:
         raise SystemExit(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.rows(quick)
+    rows = module.rows(quick)
+    honest(rows)
+    return rows
 
 
-def store(rows: list[dict]) -> None:
-    """In place of what the report has of their chapters."""
+def honest(rows: list[dict]) -> None:
+    """Refuses rows that were not compared and do not say why, and those in which one call has two times."""
+    times: dict[tuple, float] = {}
+    for row in rows:
+        if "peer" not in row:
+            continue
+        case = f"{row['chapter']}, {row['case']}"
+        if "apart" not in row and "uncompared" not in row:
+            raise SystemExit(f"{case}: is the result of {row['peer']} ours, or why was that not asked?")
+        for name, ms in ((row["ours"], row["ours_ms"]), (row["peer"], row["peer_ms"])):
+            call = (case, json.dumps(row["sizes"]), row["threads"], row["device"], name)
+            if times.setdefault(call, ms) != ms:
+                raise SystemExit(f"{case}, {row['sizes']}: {name} takes {times[call]} ms and {ms} ms")
+
+
+def store(rows: list[dict], seconds: float) -> None:
+    """In place of what the report has of their chapters; `seconds` is what measuring them took."""
     from gated.lab.claims import machine, versions
 
     old = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {"made": {}, "rows": []}
-    made = {"date": datetime.date.today().isoformat(), "machine": machine(), "versions": versions()}
+    made = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "seconds": round(seconds),
+    }
     chapters = {row["chapter"] for row in rows}
     rows = sorted([row for row in old["rows"] if row["chapter"] not in chapters] + rows, key=lambda row: row["chapter"])
     check("bench", {"rows": rows})
@@ -61,10 +84,12 @@ def main() -> None:
     for name in given.chapters or scripts:
         start = time.perf_counter()
         found = measured(scripts[name], given.quick)
+        spent = time.perf_counter() - start
         if given.store:
-            store(found)
+            store(found, spent)
         rows += found
-        print(f"measured {name} in {time.perf_counter() - start:.0f} s", flush=True)
+        unsteady = sum("unsteady" in row for row in found)
+        print(f"measured {name} in {spent:.0f} s, {len(found)} rows, {unsteady} of them unsteady", flush=True)
     for notebook in [] if given.chapters else notebooks():
         if notebook.stem not in scripts:
             rows += carried(notebook, BENCH)

@@ -22,10 +22,9 @@ from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 import api
+import reader
 
 BOOK = api.ROOT / "book"
-# A chapter has its module's name, but for the two that share one.
-OWN = {"topk_theory": "gated.gaussian_moe", "temperature_theory": "gated.gaussian_moe"}
 BLOCK = re.compile(r'(<div class="highlight-i?python\d? notranslate"><div class="highlight"><pre>)(.*?)(</pre>)', re.S)
 LITERAL = re.compile(r'<code class="docutils literal notranslate">(.*?)</code>', re.S)
 PIECE = re.compile(r"<span[^>]*>([^<]*)</span>|([^<]+)")
@@ -35,7 +34,7 @@ ENTRY = re.compile(r'(<dt class="sig sig-object py" id="([\w.]+)">.*?</dt>\s*<dd
 
 
 def own(page: str) -> str:
-    return OWN.get(page, f"gated.{page}")
+    return f"gated.{reader.module(page)}"
 
 
 @cache

@@ -3,16 +3,15 @@
 * A page keeps the scripts that it uses, and at its end, so that words and figures come first. The search index is for
   the search page, MathJax for pages with mathematics.
 * One style sheet, without the rules that no page can use, takes the place of the theme's eight.
-* Icons come from a font of the few that are drawn, inside that sheet; the theme's fonts of thousands go.
-* Pictures load when they come near, and have their size, so that nothing jumps.
-* Names and roles that the theme's markup lacks are added.
+* Icons come from fonts of the few that are drawn, loaded after the first paint; the theme's fonts of thousands go.
+* Pictures load when they come near, and have their size, so that nothing jumps. Plots lose digits that nobody sees, and
+  words of code the marks that colour them as all others.
+* Names and roles that the theme's markup lacks are added, and what scrolls sideways answers to the keys.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -31,9 +30,22 @@ VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
 PARAMETERS = re.compile(r'<dl>\n((?:<dd><em class="sig-param.*?</dd>\n)+)</dl>', re.S)
 IMAGE = re.compile(r'<img\b[^>]*\bsrc="(?P<source>[^"?#]+)[^>]*>')
 ICON = re.compile("[\ue000-\uf8ff]")
+PLAIN = re.compile(r'<span class="(?:n|nn|p|w)">([^<]*)</span>')  # names, signs, blanks: gated.css colours code as them
+PLOT = re.compile(r'<svg xmlns="[^>]* aria-hidden="true">.*?</svg>', re.S)
+PLACES = re.compile(r' d="[^"]*"| [xy]="[^"]*"|translate\([^)]*\)')
+VARIABLE = re.compile(r"(?<=[{;\s])(--[\w-]+)\s*:[^;{}\"']*(?:;|(?=\}))")
+LONG = re.compile(r"-?\d+\.\d{2,}")
 
 # From a file a page may not read the others, to quote them below their titles.
 NO_SUMMARIES = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
+
+# The theme's script gives a tab stop to code that scrolls, but not to what is folded then.
+UNFOLDED = """<script>
+  document.addEventListener("toggle", ({ target }) => {
+    for (const code of target.querySelectorAll("pre")) code.tabIndex = code.scrollWidth > code.clientWidth ? 0 : -1;
+  }, true);
+</script>
+"""
 
 # Scripts that only some pages need, and what such a page holds.
 USED_BY = {
@@ -57,7 +69,7 @@ def lighten(out: Path) -> None:
     sheets = list(
         dict.fromkeys((page.parent / s["href"]).resolve() for page in pages for s in SHEET.finditer(pages[page]))
     )
-    bundle = sheet(sheets, words([*pages.values(), *scripts]))
+    bundle = sheet(sheets, words([*pages.values(), *scripts]), static)
     name = f"book-{hashlib.sha256(bundle.encode()).hexdigest()[:10]}.css"
     for old in static.glob("book-*.css"):
         old.unlink()
@@ -67,7 +79,8 @@ def lighten(out: Path) -> None:
         link = f'<link rel="stylesheet" href="{up}_static/{name}" />\n'
         text = SHEET.sub(link, text, count=1)
         first, link, rest = text.partition(link)
-        page.write_text(last_scripts(pictures(page, first + link + SHEET.sub("", rest))), encoding="utf-8")
+        text = last_scripts(pictures(page, first + link + SHEET.sub("", rest)))
+        page.write_text(PLOT.sub(short, PLAIN.sub(r"\1", text)), encoding="utf-8")
     for unused in {*sheets, *static.rglob("fontawesome.js*"), *static.rglob("fa-*.*"), *static.rglob("*.map")}:
         unused.unlink()
 
@@ -78,6 +91,7 @@ def named(text: str) -> str:
     bare = '<summary><span class="toctree-toggle"'
     text = text.replace(bare, bare.replace("<summary", '<summary aria-label="Its pages"'))
     text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')  # of no list's items
+    text = text.replace('<div class="math ', '<div class="pst-scrollable-table-container math ')  # scrolls by keys
     text = PARAMETERS.sub(
         lambda found: re.sub("(</?)dd>", r"\1span>", f'<span class="gated-parameters">{found[1]}</span>'), text
     )
@@ -103,7 +117,19 @@ def last_scripts(text: str) -> str:
 
     head = PRELOAD.sub("", SCRIPT.sub(move, head))
     at = body.find("<script", body.find("<!-- Scripts loaded after <body>"))
-    return head + close + body[:at] + "".join(f"{script}\n" for script in moved) + body[at:]
+    last = "".join(f"{script}\n" for script in moved) + (UNFOLDED if "<details" in body else "")
+    return head + close + body[:at] + last + body[at:]
+
+
+def short(plot: re.Match[str]) -> str:
+    """A plot with its places to a hundredth of a pixel, and to a tenth from 20 on."""
+
+    def number(found: re.Match[str]) -> str:
+        value = float(found[0])
+        return f"{round(value, 1 if abs(value) >= 20 else 2):g}"
+
+    text = PLACES.sub(lambda places: LONG.sub(number, places[0]), plot[0])
+    return re.sub(r"\s*\n\s*", "\n", text)
 
 
 def pictures(page: Path, text: str) -> str:
@@ -125,8 +151,8 @@ def words(texts: Iterable[str]) -> set[str]:
     return {word for text in texts for word in re.findall(r"[A-Za-z_][\w-]*", text)}
 
 
-def sheet(paths: list[Path], known: set[str]) -> str:
-    """The style sheets as one, without the rules for names that are not known, and with a font of the icons drawn."""
+def sheet(paths: list[Path], known: set[str], static: Path) -> str:
+    """The style sheets as one, without rules and variables that nobody uses, and with the icons' fonts."""
     faces, css = [], []
     for path in paths:
         for rule in tinycss2.parse_stylesheet(_read(path), skip_comments=True, skip_whitespace=True):
@@ -135,7 +161,9 @@ def sheet(paths: list[Path], known: set[str]) -> str:
             elif text := _used(rule, known):
                 css.append(text)
     drawn = {ord(sign) for text in css for sign in ICON.findall(text)}
-    return "\n".join(['@charset "utf-8";', *(_small(path, face, drawn) for path, face in faces), *css])
+    text = "\n".join(['@charset "utf-8";', *(_small(path, face, drawn, static) for path, face in faces), *css])
+    read = {*re.findall(r"var\(\s*(--[\w-]+)", text), *known}
+    return VARIABLE.sub(lambda found: found[0] if {found[1], found[1][2:]} & read else "", text)
 
 
 def _read(path: Path) -> str:
@@ -164,8 +192,8 @@ def _names(selector: list[tinycss2.ast.Node]) -> set[str]:
     return classes | {token.value for token in selector if token.type == "hash"}
 
 
-def _small(path: Path, face: str, drawn: set[int]) -> str:
-    """An icon font with only the icons drawn, inside its rule; nothing where it draws none of them."""
+def _small(path: Path, face: str, drawn: set[int], static: Path) -> str:
+    """An icon font with only the icons drawn, and its rule; nothing where it draws none of them."""
     source = re.search(r"url\(([^)]+\.ttf)\)", face)
     if not source:
         return face
@@ -177,7 +205,6 @@ def _small(path: Path, face: str, drawn: set[int]) -> str:
     cutter.populate(unicodes=drawn)
     cutter.subset(font)
     font.flavor = "woff"
-    small = io.BytesIO()
-    font.save(small)
-    data = base64.b64encode(small.getvalue()).decode()
-    return re.sub(r"src:[^;}]*", f'src:url(data:font/woff;base64,{data}) format("woff")', face)
+    name = f"icons-{Path(source[1]).stem}.woff"
+    font.save(static / name)
+    return re.sub(r"src:[^;}]*", f'src:url({name}) format("woff")', face)

@@ -12,7 +12,6 @@ import argparse
 import datetime
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -91,7 +90,7 @@ def pip(*arguments: str) -> None:
 def python313() -> Path:
     """A Python 3.13: the one on the path, or else Debian's, unpacked beside its own C library (root only)."""
     found = shutil.which("python3.13")
-    if found:
+    if found and subprocess.run([found, "--version"], capture_output=True).returncode == 0:  # it may be a shim for none
         return Path(found)
     folder = ROOMS / "trixie"
     interpreter = folder / "usr/bin/python3.13"
@@ -162,10 +161,9 @@ def slow(below: float) -> list[str]:
 
 
 def tree() -> str:
-    """What git sees: it must be the same after the tests."""
-    return subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=all"], cwd=ROOT, text=True, capture_output=True
-    ).stdout
+    """What git sees, with the text of each change: it must be the same after the tests."""
+    asked = (["status", "--porcelain", "--untracked-files=all"], ["diff", "HEAD"])
+    return "".join(subprocess.run(["git", *ask], cwd=ROOT, text=True, capture_output=True).stdout for ask in asked)
 
 
 def run(name: str, condition: Condition, suite: str, below: float) -> dict[str, object]:
@@ -213,14 +211,11 @@ def run(name: str, condition: Condition, suite: str, below: float) -> dict[str, 
     }
 
 
-def processor() -> tuple[str, list[str]]:
-    """Its name and its flags, where the system tells them."""
+def flags() -> list[str]:
+    """The instruction sets that the processor has, where the system tells them."""
     source = Path("/proc/cpuinfo")
-    if not source.exists():
-        return platform.processor(), []
-    lines = [line.partition(":") for line in source.read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
-    facts = {name.strip(): value.strip() for name, _, value in lines}
-    return facts.get("model name", platform.processor()), facts.get("flags", "").split()
+    lines = source.read_text(encoding="utf-8").splitlines() if source.exists() else []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
 
 
 def main() -> int:
@@ -232,18 +227,20 @@ def main() -> int:
     unknown = [name for name in asked.condition if name not in CONDITIONS]
     if unknown:
         raise SystemExit(f"no such condition: {', '.join(unknown)}; there are {', '.join(CONDITIONS)}")
+    sys.path.insert(0, str(ROOT))
+    from gated.lab.claims import machine, versions
+
     failed = 0
     for name in asked.condition or CONDITIONS:
         row = run(name, CONDITIONS[name], asked.suite, asked.below)
         failed += row["failed"] != 0 or not row["tree_unchanged"]
         old = json.loads(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {"rows": []}
         rows = {kept["condition"]: kept for kept in old["rows"] if kept["condition"] in CONDITIONS} | {name: row}
-        model, flags = processor()
         report = {
             "command": "make matrix",
-            "made_by": "tools/matrix.py",
-            "processor": model,
-            "flags": flags,
+            "machine": machine(),
+            "versions": versions(),
+            "flags": flags(),
             "rows": [rows[each] for each in CONDITIONS if each in rows],
         }
         REPORT.parent.mkdir(exist_ok=True)

@@ -2,24 +2,28 @@
 `gated/kernels`, runs the tests that reach the changed line and lists the changes that no test noticed.
 
 A change: a comparison, an operator, a number, a default or a flag; `not` or a minus left out; `and` for `or`; min for
-max; the branches of a `where` or an `if` exchanged; a keyword argument or a `raise` left out. Mutmut does much of this,
-but leaves out decorated functions, and a kernel's operators are all decorated. A first run notes which test reaches
-which line. Then each change gets a forked process, which stops at the first failure, or after ten times the CPU
-seconds that its tests took. Kernels have too many changes: a sample is drawn, with a fixed seed. What survives needs
-a reason in `reports/mutants.toml`. `--again` repeats only what survived in `reports/mutants.json`.
+max; the branches of a `where` or an `if` exchanged; a keyword argument or a `raise` left out. It stands in a function
+or in a module's constant (upper-case): the bodies of classes and what a module runs once are left alone. Mutmut does
+much of this, but leaves out decorated functions, and a kernel's operators are all decorated. A first run notes which
+test reaches which line. Then each change gets a forked process, which stops at the first failure, or where a test
+takes ten times its CPU seconds. Large groups have too many changes: a sample is drawn, with a fixed seed. What
+survives needs a reason in `reports/mutants.toml`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import datetime
+import functools
 import gc
+import hashlib
+import importlib
 import importlib.machinery
 import json
 import linecache
 import os
-import random
 import re
 import resource
 import signal
@@ -28,6 +32,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -35,16 +40,20 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT, REASONS = ROOT / "reports" / "mutants.json", ROOT / "reports" / "mutants.toml"
-SEED = 0
+SEED, PATIENCE = 0, 20  # PATIENCE: CPU seconds that a test gets beyond ten times its own
 # What is changed, the tests that may notice, the size of the sample (None: all), and whether Triton interprets.
 GROUPS: dict[str, tuple[list[str], list[str], int | None, bool]] = {
     "gates": (["gated/gates/*.py"], ["tests/gates/test_*.py"], None, False)
 }
 for _family in ("barrier_qp", "gla", "gmoe_em", "grouped_gemm", "langevin_scan", "topk_gate"):
     _folder = f"gated/kernels/{_family}"
-    _tests = [f"tests/kernels/test_{kind}{_family}*.py" for kind in ("", "errors_", "compile_")]
-    GROUPS[_family] = ([f"{_folder}/{name}.py" for name in ("[!gi]*", "inductor")], _tests, 60, False)
-    GROUPS[_family + " in Triton"] = ([f"{_folder}/gpu.py"], [f"tests/kernels/test_{_family}_interp.py"], 8, True)
+    _names = (_family, f"errors_{_family}*", f"compile_{_family}", "errors_devices")
+    _tests = [f"tests/kernels/test_{name}.py" for name in _names]
+    _most = {"grouped_gemm": None, "topk_gate": None, "barrier_qp": 120}.get(_family, 24)
+    GROUPS[_family] = ([f"{_folder}/{name}.py" for name in ("[!gip]*", "inductor", "points")], _tests, _most, False)
+    _tests = [f"tests/kernels/test_{_family}_interp.py", f"tests/kernels/test_errors_{_family}*.py"]
+    _files = [f"{_folder}/{name}.py" for name in ("__init__", "gpu", "packing")]
+    GROUPS[_family + " in Triton"] = (_files, _tests, 8, True)
 
 SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -56,16 +65,22 @@ NAMES = {"min": "max", "amin": "amax", "minimum": "maximum", "argmin": "argmax",
 NAMES |= {after: before for before, after in NAMES.items()}
 
 
+@functools.cache
+def text_of(file: str) -> str:
+    """As it was when the run began: someone may edit it meanwhile."""
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
 class Mutant(NamedTuple):
     file: str
     key: str  # function: before -> after, and the how-manieth such change in it
     after: str
     span: tuple[int, int, int, int]
-    around: tuple[int, int]  # the lines of the function
+    around: tuple[int, int]  # the lines of the function; (0, 0) for a module's constant
 
     def source(self) -> str:
         """The file's text with this change."""
-        lines = (ROOT / self.file).read_bytes().splitlines(keepends=True)
+        lines = text_of(self.file).encode().splitlines(keepends=True)
         top, left, bottom, right = self.span
         changed = lines[top - 1][:left] + self.after.encode() + lines[bottom - 1][right:]
         return b"".join([*lines[: top - 1], changed, *lines[bottom:]]).decode()
@@ -109,8 +124,13 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
                 yield copy(keywords=node.keywords[:i] + node.keywords[i + 1 :])
 
 
+def constants(text: str) -> list[ast.stmt]:
+    """Where a module gives upper-case names their values."""
+    return [node for node in ast.parse(text).body if re.match(r"[A-Z_]+(:| =)", ast.unparse(node))]
+
+
 def mutants(file: str) -> list[Mutant]:
-    """All changes of a file, but for annotations, texts, and what stands in an f-string or after `raise`."""
+    """All changes of a file's functions and constants, but for annotations, texts, f-strings, and what is raised."""
     found: list[Mutant] = []
     seen: dict[str, int] = {}
 
@@ -133,13 +153,23 @@ def mutants(file: str) -> list[Mutant]:
                     if isinstance(child, ast.AST):
                         visit(child, function, around)
 
-    visit(ast.parse((ROOT / file).read_text(encoding="utf-8")), "", (0, 0))
+    visit(ast.parse(text_of(file)), "", (0, 0))
+    for node in constants(text_of(file)):
+        visit(node, "a constant", (0, 0))
     return found
 
 
 def plant(mutant: Mutant, live: dict[tuple[str, str], list[FunctionType]]) -> None:
-    """Gives the living functions of the file the code, and the defaults, of the changed text."""
+    """Gives the living functions of the file the code, and the defaults, of the changed text; or the constants."""
     path, text = str(ROOT / mutant.file), mutant.source()
+    if mutant.around == (0, 0):
+        home = next(vars(module) for module in list(sys.modules.values()) if getattr(module, "__file__", "") == path)
+        before = dict(home)
+        exec(compile(ast.Module(list(constants(text)), []), path, "exec"), home)
+        for module in [module for name, module in sys.modules.items() if re.match(r"gated\b|tests\b|test_", name)]:
+            for name, value in list(vars(module).items()):
+                if name in before and value is before[name]:
+                    setattr(module, name, home[name])
     linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)  # Triton asks `inspect`
     loader, get_code = importlib.machinery.SourceFileLoader, importlib.machinery.SourceFileLoader.get_code
 
@@ -177,7 +207,7 @@ class Examination:
 
     def __init__(self, files: list[str], drawn: list[Mutant]):
         self.files, self.drawn, self.survivors = files, drawn, list[dict[str, Any]]()
-        self.counts = {"killed": 0, "out of time": 0}
+        self.counts = {"killed": 0, "crashed": 0, "out of time": 0}
         self.lines: dict[str, set[tuple[str, int]]] = {}
         self.seconds: dict[str, float] = {}
 
@@ -190,18 +220,22 @@ class Examination:
 
     def pytest_runtestloop(self, session: Any) -> bool:
         paths = {str(ROOT / file): file for file in self.files}
+        with tempfile.NamedTemporaryFile() as notes:
+            if self.forked(1800, lambda: self.trace(session.items, paths, notes.name)):
+                raise SystemExit("the tests fail without any change")
+            lines, seconds, modules = json.loads(Path(notes.name).read_text())
+            lines = {name: {tuple(place) for place in places} for name, places in lines.items()}
+        for name in modules:  # once, and not in each process again
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
         live: dict[tuple[str, str], list[FunctionType]] = {}
         for thing in gc.get_objects():
             if type(thing) is FunctionType and thing.__code__.co_filename in paths:
                 live.setdefault((thing.__code__.co_filename, thing.__code__.co_qualname), []).append(thing)
         gc.freeze()  # so that the forked processes share it
-        with tempfile.NamedTemporaryFile() as notes:
-            if self.forked(1800, lambda: self.trace(session.items, paths, notes.name)):
-                raise SystemExit("the tests fail without any change")
-            lines, seconds = json.loads(Path(notes.name).read_text())
-            lines = {name: {tuple(place) for place in places} for name, places in lines.items()}
         for number, mutant in enumerate(self.drawn, 1):
             order: list[Any] = []
+            began = time.monotonic()
             for low, high in ((mutant.span[0], mutant.span[2]), mutant.around):
                 places = {(mutant.file, line) for line in range(low, high + 1)}
                 order = order or [item for item in session.items if places & lines[item.nodeid]]
@@ -209,15 +243,18 @@ class Examination:
             order.sort(  # first those that reach what few others do, an error say; then the shortest
                 key=lambda item: (min(rarity[at] for at in places & lines[item.nodeid]), seconds[item.nodeid])
             )
-            allowed = 20 + int(10 * sum(seconds[item.nodeid] for item in order))
-            code = self.forked(allowed, lambda mutant=mutant, order=order: self.try_one(mutant, live, order))  # type: ignore[misc]
+            order = order or sorted(session.items, key=lambda item: seconds[item.nodeid])
+            limits = [PATIENCE + int(10 * seconds[item.nodeid]) for item in order]
+            code = self.forked(sum(limits), functools.partial(self.try_one, mutant, live, order, limits))
             if code == -signal.SIGUSR1:
                 raise SystemExit(f"cannot make the change {mutant.key}")
             if code == 0:
                 self.survivors.append({"change": mutant.key, "tests that reach it": len(order)})
             else:
-                self.counts["killed" if code > 0 else "out of time"] += 1
+                late = -code in (signal.SIGXCPU, signal.SIGKILL)
+                self.counts["killed" if code > 0 else "out of time" if late else "crashed"] += 1
             verdict = "killed" if code > 0 else f"signal {-code}" if code else "SURVIVED"
+            verdict += f" after {time.monotonic() - began:.1f} s"
             print(f"{number}/{len(self.drawn)} {verdict}: {mutant.key}, line {mutant.span[0]}", flush=True)
         return True
 
@@ -234,21 +271,26 @@ class Examination:
                 code = 0
             finally:
                 os._exit(code)
-        give_up = time.monotonic() + 50 * cpu_s
+        waited = 0  # in rounds, not by the clock: all of us may be stopped for a while
         while not (done := os.waitpid(child, os.WNOHANG))[0]:
-            if time.monotonic() > give_up:
-                os.kill(child, 9)
+            waited += 1
+            if waited > 5000 * cpu_s:
+                os.kill(child, signal.SIGKILL)
             time.sleep(0.01)
         return os.waitstatus_to_exitcode(done[1])
 
     def run(self, item: Any) -> None:
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
 
+    def pytest_runtest_makereport(self, call: Any) -> None:
+        import pytest
+
+        if call.excinfo is not None and not isinstance(call.excinfo.value, pytest.skip.Exception):
+            os._exit(1)  # that it failed is enough: to say how takes longer than most tests
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         sys.settrace(None) if report.when == "teardown" else None
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-        if report.failed:
-            os._exit(1)
 
     def trace(self, items: list[Any], paths: dict[str, str], notes: str) -> None:
         """Which lines of the files each test reaches, and how long it takes."""
@@ -267,37 +309,46 @@ class Examination:
             self.run(item)
             sys.settrace(None)
             lines[item.nodeid] = sorted(reached)
-        Path(notes).write_text(json.dumps([lines, self.seconds]))
+        Path(notes).write_text(json.dumps([lines, self.seconds, list(sys.modules)]))
 
-    def try_one(self, mutant: Mutant, live: dict[tuple[str, str], list[FunctionType]], order: list[Any]) -> None:
+    def try_one(
+        self, mutant: Mutant, live: dict[tuple[str, str], list[FunctionType]], order: list[Any], limits: list[int]
+    ) -> None:
         try:
             plant(mutant, live)
         except BaseException:
             os.kill(os.getpid(), signal.SIGUSR1)
-        for item in order:
+        for item, seconds in zip(order, limits, strict=True):
+            _, last = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (min(last, int(time.process_time()) + seconds), last))
             self.run(item)
+
+
+def everything(group: str) -> list[Mutant]:
+    """All changes of a group, in an order that is drawn, and that an edit of one of them leaves to the others."""
+    files = sorted({str(path.relative_to(ROOT)) for pattern in GROUPS[group][0] for path in ROOT.glob(pattern)})
+    found = [mutant for file in files for mutant in mutants(file)]
+    return sorted(  # what __init__ does on a GPU is tested with the kernels that it calls
+        (mutant for mutant in found if "__init__" not in mutant.file or ("_gpu: " in mutant.key) == GROUPS[group][3]),
+        key=lambda mutant: hashlib.sha256(f"{SEED} {mutant.key}".encode()).digest(),
+    )
 
 
 def examine(group: str, most: int | None, wanted: set[str] | None = None) -> dict[str, Any]:
     """Runs `most` changes of a group, or those whose keys are wanted: the counts, and what survived."""
-    patterns, test_patterns, sample, interpret = GROUPS[group]
-    files, tests = (
-        sorted({str(path.relative_to(ROOT)) for pattern in some for path in ROOT.glob(pattern)})
-        for some in (patterns, test_patterns)
-    )
-    everything = [mutant for file in files for mutant in mutants(file)]
-    drawn = random.Random(SEED).sample(
-        everything, len(everything)
-    )  # shuffled, so that a shorter run is part of a longer
-    drawn = drawn[: most or sample] if wanted is None else [mutant for mutant in drawn if mutant.key in wanted]
+    _, patterns, _, interpret = GROUPS[group]
+    tests = sorted({str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)})
+    possible = everything(group)
+    drawn = possible[:most] if wanted is None else [mutant for mutant in possible if mutant.key in wanted]
+    changes = dict(sorted(Counter(mutant.file for mutant in possible).items()))
     os.environ |= {"GATED_TYPECHECK": "0", "GATED_QUIET": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     os.environ |= {"TRITON_INTERPRET": "1"} if interpret else {}
     import pytest
 
-    work = Examination(files, drawn)
-    if pytest.main(["-q", "-s", "-p", "no:cacheprovider", *tests], plugins=[work]):
+    work = Examination(list(changes), drawn)
+    options = ["-q", "-s", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    if pytest.main([*options, *tests], plugins=[work]):
         raise SystemExit(f"{group}: the examination failed")
-    changes = {file: sum(mutant.file == file for mutant in everything) for file in files}
     return {"changes": changes, "examined": len(drawn), **work.counts, "survivors": work.survivors}
 
 
@@ -313,30 +364,30 @@ def explained(report: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; all unless named")
+    parser.add_argument("group", nargs="?", default="", help=f"of {', '.join(GROUPS)}; all unless named")
     parser.add_argument("--again", action="store_true", help="only what survived in the report")
-    parser.add_argument("--most", type=int, help="changes of a group, instead of the number in the table")
     given = parser.parse_args()
-    if len(given.groups) != 1:  # a process each, for what Triton reads when it is imported
-        for group in given.groups or GROUPS:
-            options = ["--again"] * given.again + ([f"--most={given.most}"] if given.most else [])
-            subprocess.run([sys.executable, __file__, group, *options], check=True)
+    group = given.group
+    if not group:  # a process each, for what Triton reads when it is imported
+        for group in GROUPS:
+            subprocess.run([sys.executable, __file__, group, *["--again"] * given.again], check=True)
         return
     sys.path.insert(0, str(ROOT))
-    report = json.loads(REPORT.read_text()) if REPORT.exists() else {"groups": {}}
-    before = report["groups"].get(given.groups[0])
-    if given.again and before:
-        after = examine(given.groups[0], None, {survivor["change"] for survivor in before["survivors"]})
-        after |= {name: before[name] + after[name] for name in ("killed", "out of time")} | {
-            "examined": before["examined"]
-        }
-    else:
-        after = examine(given.groups[0], given.most)
     from gated.lab.claims import machine, versions
 
-    report["groups"][given.groups[0]] = after
-    report |= {"command": "make mutants", "date": f"{datetime.date.today()}", "seed": SEED}
-    report |= {"machine": machine(), "versions": versions()}
+    stored = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    groups = stored["groups"] if stored.get("versions") == versions() else {}  # of other versions nothing is kept
+    most = GROUPS[group][2]
+    if given.again and group in groups:
+        before = groups[group]
+        after = examine(group, most, {survivor["change"] for survivor in before["survivors"]})
+        after |= {name: before[name] + after[name] for name in ("killed", "crashed", "out of time")}
+        after |= {name: before[name] for name in ("most", "changes", "examined")}
+    else:
+        after = {"most": most} | examine(group, most)
+    after = {"date": f"{datetime.date.today()}"} | after
+    groups = {name: after if name == group else groups[name] for name in GROUPS if name in {*groups, group}}
+    report = {"command": "make mutants", "seed": SEED, "machine": machine(), "versions": versions(), "groups": groups}
     REPORT.write_text(json.dumps(explained(report), indent=1) + "\n")
 
 

@@ -1,7 +1,8 @@
 """The book to take along: `python tools/offline.py` writes `dist/gated-book-<version>.zip` and `.pdf`.
 
 The archive holds the built site, which asks no server for anything: unpack it and open `index.html`. The PDF is what
-Chromium prints of every page, in the book's order, with the headings as bookmarks; links between pages lead within it.
+Chromium prints of every page, in the book's order, with its contents, page numbers that run through and the headings as
+bookmarks; links between pages lead within it. Code that a page folds beside what it draws is left to the pages.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
+from html import escape, unescape
 from pathlib import Path
 
 import book
@@ -19,7 +21,15 @@ import chromium
 DIST = book.ROOT / "dist"
 SITE = book.INDEX.parent
 LONG_AGO = (2026, 1, 1, 0, 0, 0)  # the same files make the same archive
-FOOT = '<div style="width:100%;text-align:center;font:8pt sans-serif"><span class="pageNumber"></span></div>'
+CONTENTS = """
+@page { margin: 18mm 16mm; @bottom-center { content: counter(page); font: 8pt sans-serif; } }
+body { font: 10pt/1.4 sans-serif; margin: 0; }
+ol { list-style: none; padding: 0; }
+li { display: flex; justify-content: space-between; border-bottom: 1px dotted #999; break-inside: avoid; }
+.inner { padding-left: 2em; }
+a { color: inherit; text-decoration: none; }
+b { font-weight: 400; font-variant-numeric: tabular-nums; }
+"""
 
 
 def version() -> str:
@@ -50,35 +60,89 @@ def in_order(site: Path) -> list[str]:
 
 
 def paper(browser, site: Path, names: Sequence[str], target: Path) -> Path:
-    """The pages printed one after the other, with bookmarks."""
+    """The pages one after the other: contents behind the first, numbers that run through, bookmarks and links."""
     from pypdf import PdfReader, PdfWriter
 
-    whole = PdfWriter()
-    first: dict[str, int] = {}
+    titles = {name: title(site / f"{name}.html") for name in names}
     context = browser.new_context(color_scheme="light", viewport={"width": 794, "height": 1123})
     page = context.new_page()
     page.set_default_timeout(120_000)
-    for name in names:
+
+    def printed(before: int) -> PdfReader:
+        page.add_style_tag(content=f"@media print {{ html {{ counter-reset: page {before}; }} }}")
+        return PdfReader(io.BytesIO(page.pdf(format="A4", outline=True, tagged=True, print_background=True)))
+
+    def chapter(name: str, before: int) -> PdfReader:
         page.goto((site / f"{name}.html").as_uri())
         if page.locator(".math").count():
             page.wait_for_function("window.MathJax?.startup?.promise?.then(() => document.fonts.ready)")
         page.evaluate("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
-        sheet = page.pdf(format="A4", outline=True, tagged=True, display_header_footer=True, header_template="<i></i>",
-                         footer_template=FOOT, print_background=True, prefer_css_page_size=False)  # fmt: skip
-        first[(site / f"{name}.html").as_uri()] = len(whole.pages)
-        title = page.locator("h1").first.evaluate("one => one.firstChild.textContent.trim()")
-        whole.append(PdfReader(io.BytesIO(sheet)), outline_item=title)
+        return printed(before)
+
+    def contents(first: dict[str, int], before: int) -> PdfReader:
+        page.goto((site / f"{names[0]}.html").as_uri())
+        rows = [
+            f"<li{' class=inner' if '/gated' in name else ''}><a href='{(site / name).as_uri()}.html'>"
+            f"{escape(titles[name])}</a><b>{first.get(name, 0) + 1}</b></li>"
+            for name in names
+        ]
+        page.set_content(f"<html lang=en><style>{CONTENTS}</style><h1>Contents</h1><ol>{''.join(rows)}</ol></html>")
+        return printed(before)
+
+    front = chapter(names[0], 0)
+    sheets, first, before = [(names[0], front)], {names[0]: 0}, len(front.pages)
+    after = before + len(contents({}, before).pages)
+    for name in names[1:]:
+        first[name] = after
+        sheets.append((name, chapter(name, after)))
+        after += len(sheets[-1][1].pages)
+    sheets.insert(1, ("", contents(first, before)))
     context.close()
-    inward(whole, site.as_uri(), first)
+
+    whole = PdfWriter()
+    places: dict[str, tuple[int, float]] = {}
+    for name, sheet in sheets:
+        address = (site / f"{name}.html").as_uri()
+        places |= spots(sheet, address, len(whole.pages))
+        whole.append(sheet, outline_item=titles.get(name, "Contents"))
+    inward(whole, site.as_uri(), places)
     whole.add_metadata({"/Title": f"gated {version()}", "/Author": "The gated authors"})
     target.parent.mkdir(parents=True, exist_ok=True)
     whole.write(target)
     return target
 
 
-def inward(whole, base: str, first: dict[str, int]) -> None:
-    """Links to a page of the book lead to where it begins; those to a file beside it lead nowhere on paper and go."""
-    from pypdf.generic import ArrayObject, NameObject, NumberObject
+def title(page: Path) -> str:
+    found = re.search(r"<h1>((?:(?!<h1>).)*?)<a class=.headerlink", page.read_text(encoding="utf-8"), re.S)
+    assert found, f"{page} has no title"
+    return unescape(re.sub(r"<[^>]+>", "", found[1])).strip()
+
+
+def spots(sheet, address: str, before: int) -> dict[str, tuple[int, float]]:
+    """The page and the height of an address and of its sections. Links between sections, which Chromium names for each
+    printed page anew, get the whole address."""
+    from pypdf.generic import DictionaryObject, NameObject, TextStringObject
+
+    for page in sheet.pages:
+        for reference in page.get("/Annots") or ():
+            note = reference.get_object()
+            if isinstance(name := note.get("/Dest"), str):
+                del note["/Dest"]
+                to = TextStringObject(f"{address}#{name.lstrip('/')}")
+                note[NameObject("/A")] = DictionaryObject(
+                    {NameObject("/S"): NameObject("/URI"), NameObject("/URI"): to}
+                )
+    found = {address: (before, 842.0)}
+    for name, to in sheet.named_destinations.items():
+        if (number := sheet.get_destination_page_number(to)) is not None:
+            found[f"{address}#{name.lstrip('/')}"] = (before + number, float(to.top or 842))
+    return found
+
+
+def inward(whole, base: str, places: dict[str, tuple[int, float]]) -> None:
+    """Links to a place in the book lead there, or to where its page begins; those to a file beside it lead nowhere on
+    paper and go."""
+    from pypdf.generic import ArrayObject, FloatObject, NameObject
 
     for sheet in whole.pages:
         kept = ArrayObject()
@@ -87,12 +151,10 @@ def inward(whole, base: str, first: dict[str, int]) -> None:
             address = str(note["/A"].get_object().get("/URI", "")) if "/A" in note else ""
             if not address.startswith(base):
                 kept.append(reference)
-            elif (number := first.get(address.partition("#")[0])) is not None:
+            elif spot := places.get(address) or places.get(address.partition("#")[0]):
                 del note["/A"]
-                page = whole.pages[number].indirect_reference
-                note[NameObject("/Dest")] = ArrayObject(
-                    [page, NameObject("/XYZ"), NumberObject(0), NumberObject(842), NumberObject(0)]
-                )
+                page, top = whole.pages[spot[0]].indirect_reference, FloatObject(spot[1])
+                note[NameObject("/Dest")] = ArrayObject([page, NameObject("/XYZ"), FloatObject(0), top, FloatObject(0)])
                 kept.append(reference)
         if kept:
             sheet[NameObject("/Annots")] = kept

@@ -25,6 +25,7 @@ from sphinx.util import logging
 BOOK = Path(__file__).resolve().parent.parent / "book"
 CARDS = BOOK.parent / "gated" / "lab" / "_data" / "cards.toml"
 COLUMNS = ["| symbol | meaning | in the code | chapter |", "|---|---|---|---|"]
+OUTLINES = {"soft": "soft", "hard": "hard", "both": "soft and hard"}
 HEADS = {"flows": "what flows", "decides": "who decides", "hardness": "how hard", "learned": "how it is learned"}
 
 
@@ -36,6 +37,11 @@ def read(path: Path) -> dict:
 def pages() -> dict[str, dict]:
     facts = read(BOOK / "chapters.toml")
     return {page["name"]: page for page in facts["chapter"] + facts["page"]}
+
+
+def module(page: str) -> str:
+    """What the page explains: `gated.<module>`."""
+    return pages().get(page, {}).get("module", page)
 
 
 def links() -> list[dict]:
@@ -119,15 +125,16 @@ class ChapterMap(Directive):
                 chips = "".join(chip(name, hardness[name]) for name in here)
                 cells += f'<td data-label="{escape(who)}">{f"<ul>{chips}</ul>" if chips else ""}</td>'
             rows += f'<tr><th scope="row">{escape(text)}</th>{cells}</tr>'
-        caption = "<caption>What flows (rows), and who decides (columns)</caption>"
+        outlines = " ".join(f'<span class="gated-{kind}">{word}</span>' for kind, word in OUTLINES.items())
+        caption = f"<caption>What flows (rows), and who decides (columns). Outlines: {outlines}</caption>"
         head = f'<thead><tr><td aria-hidden="true"></td>{heads}</tr></thead>'
         return [nodes.raw("", f'<table class="gated-map">{caption}{head}<tbody>{rows}</tbody></table>', format="html")]
 
 
 def chip(name: str, hardness: str) -> str:
     kind = hardness.partition(" ")[0].rstrip(",:;")
-    word = {"both": "soft and hard"}.get(kind, kind)
-    return f'<li class="gated-{kind}"><a href="{name}.html">{escape(title(name))}</a> <small>{word}</small></li>'
+    mark = f'<a href="{name}.html">{escape(title(name))}</a> <small>{OUTLINES[kind]}</small>'
+    return f'<li class="gated-{kind}">{mark}</li>'
 
 
 class ChapterTable(Directive):

@@ -1,9 +1,10 @@
 """Is this checkout fit to be released? `python tools/release.py` writes reports/package.json.
 
 The source and the wheel are built again under circumstances that should not matter, the wheel is imported in an
-environment that holds nothing but what it declares, and pip resolves every extra in a fresh one.
-`tests/test_package.py` does the first two as well, by the same functions, since they need no network. `--notes` prints
-the changelog's newest entry instead.
+environment that holds nothing but what it declares, and pip resolves every extra in a fresh one, under the lock and,
+but for the workshop's own, without it. `tests/test_package.py` does the first two as well, by the same functions, since
+they need no network; the report keeps no digest of a build, only what the network said and what it was asked. `--notes`
+prints the changelog's newest entry instead.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "reports" / "package.json"
 ROUNDS = 5
+WORKSHOP = {"book", "test"}  # extras that nobody installs without the lock
 
 
 def project() -> dict[str, Any]:
@@ -113,7 +115,7 @@ def closure(requirements: list[str]) -> dict[str, metadata.Distribution]:
     return found
 
 
-def bare(folder: Path, wheel: Path) -> Path:
+def minimal(folder: Path, wheel: Path) -> Path:
     """The Python of a fresh environment with the wheel and what it declares. The libraries are links to ours, which
     takes a second and no network."""
     venv.create(folder, with_pip=False)
@@ -143,36 +145,36 @@ def beyond_torch(python: Path, code: str, clock: str = "perf_counter") -> float:
 
 EACH = """
 import json, os, sys, time, torch
-def seconds(room):
+def seconds(part):
     read, write = os.pipe()
     if not os.fork():
-        start = time.perf_counter()
-        __import__(room)
-        os.write(write, str(time.perf_counter() - start).encode())
+        start = time.process_time()
+        __import__(part)
+        os.write(write, str(time.process_time() - start).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as told:
         return float(told.read())
-print(json.dumps({room: seconds(room) for room in sys.argv[1:]}))
+print(json.dumps({part: seconds(part) for part in sys.argv[1:]}))
 """
 
 
 def imports(python: Path, rounds: int = ROUNDS) -> dict[str, float]:
-    """Room -> the median over rounds of the seconds that importing it takes beyond torch. A round forks an interpreter
-    that has just imported torch, once a room, so that a machine that slows down slows all rooms; one round more
-    goes ahead, which writes what is cached."""
+    """Part -> the median over rounds of the processor's seconds that importing it takes beyond torch. A round forks an
+    interpreter that has just imported torch, once a part, so that a machine that slows down slows all parts; one round
+    more goes ahead, which writes what is cached."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GATED"))}
-    command = [str(python), "-c", EACH, *rooms()]
+    command = [str(python), "-c", EACH, *parts()]
     times = []
     for _ in range(rounds + 1):
         done = subprocess.run(command, cwd=python.parent, env=clean, text=True, capture_output=True)
         if done.returncode:
             raise RuntimeError(done.stderr)
         times.append(json.loads(done.stdout))
-    return {room: round(statistics.median(time[room] for time in times[1:]), 4) for room in rooms()}
+    return {part: round(statistics.median(time[part] for time in times[1:]), 4) for part in parts()}
 
 
-def rooms() -> list[str]:
+def parts() -> list[str]:
     """`gated` and what stands right in it, but for `gated.lab`, which declares its needs as an extra."""
     found = {path.stem for path in (ROOT / "gated").glob("*.py")} | {
         path.parent.name for path in (ROOT / "gated").glob("*/__init__.py")
@@ -226,14 +228,27 @@ def unsatisfied(extra: str) -> list[str]:
     return wrong
 
 
-def resolved(wheel: Path, extra: str, folder: Path) -> dict[str, str]:
-    """Name -> version that pip would install for `gated[extra]` into a fresh environment."""
+def asked(extra: str) -> list[str]:
+    """What pyproject.toml says that `gated[extra]` needs."""
+    declared = project()["project"]
+    return [*declared["dependencies"], *declared["optional-dependencies"].get(extra, [])]
+
+
+def lock() -> str:
+    """The digest of constraints.txt."""
+    return hashlib.sha256((ROOT / "constraints.txt").read_bytes()).hexdigest()
+
+
+def resolved(wheel: Path, extra: str, folder: Path, *, constrained: bool) -> dict[str, str]:
+    """Name -> version that pip would install for `gated[extra]` into a fresh environment, under the lock or as it finds
+    them today."""
     venv.create(folder, with_pip=False)
     wanted = f"gated[{extra}] @ {wheel.as_uri()}" if extra else f"gated @ {wheel.as_uri()}"
     found = folder / "found.json"
     pip(
         *("--python", str(folder / "bin" / "python"), "install", "-q", "--dry-run", "--report", str(found)),
-        *("-c", str(ROOT / "constraints.txt"), wanted),
+        *(("-c", str(ROOT / "constraints.txt")) if constrained else ()),
+        wanted,
     )
     installed = [entry["metadata"] for entry in json.loads(found.read_text(encoding="utf-8"))["install"]]
     return {canonicalize_name(entry["name"]): entry["version"] for entry in installed}
@@ -262,25 +277,29 @@ def main() -> None:
             raise SystemExit(f"two builds differ: {json.dumps(digests, indent=1)}")
         wheel = next((folder / "dist").glob("*.whl"))
         print("importing ...", flush=True)
-        slow = imports(bare(folder / "bare", wheel))
+        slow = imports(minimal(folder / "minimal", wheel))
         extras = {}
         for extra in ["", *project()["project"]["optional-dependencies"]]:
             print(f"resolving gated{f'[{extra}]' if extra else ''} ...", flush=True)
-            extras[extra] = resolved(wheel, extra, folder / f"for {extra}")
+            kinds = {"locked": True} | ({} if extra in WORKSHOP else {"newest": False})
+            extras[extra] = {"asks": asked(extra)} | {
+                kind: resolved(wheel, extra, folder / f"{kind} {extra}", constrained=held)
+                for kind, held in kinds.items()
+            }
         torch = metadata.version("torch")
     report = {
         "command": "make release-check",
         "date": datetime.date.today().isoformat(),
         "versions": {"gated": gated.__version__, "python": platform.python_version(), "torch": torch},
         "machine": claims.machine(),
-        "builds": digests,
         "rounds": ROUNDS,
         "seconds_beyond_torch": slow,
+        "lock": lock(),
         "extras": extras,
     }
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    slowest = max(slow, key=lambda room: slow[room])
+    slowest = max(slow, key=lambda part: slow[part])
     print(f"{REPORT.relative_to(ROOT)}: the same bytes; {slowest} is the slowest to import, {slow[slowest]} s")
 
 

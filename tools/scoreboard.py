@@ -92,7 +92,7 @@ def speed(report: dict, order: list[str]) -> str:
         rows = [row for row in report["rows"] if row["chapter"] == chapter]
         lines = "".join(
             f'<tr><td data-label="loop">{escape(row["case"])}</td><td data-label="sizes">{_sizes(row["sizes"])}</td>'
-            f'<td data-label="threads">{row["threads"]}</td><td data-label="ours, ms">{_times(row["ours_ms"])}</td>'
+            f'<td data-label="threads">{row["threads"]}</td><td data-label="ours">{_ours(row)}</td>'
             f'<td data-label="beside">{_beside(row)}</td><td data-label="result">{_result(row)}</td></tr>'
             for row in rows
         )
@@ -104,7 +104,23 @@ def speed(report: dict, order: list[str]) -> str:
             f"<p>{escape(made['date'])}, {escape(made['machine'])}; {escape(stood)}</p>"
             f'<table class="gated-scoreboard"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></details>'
         )
-    return f'<div class="gated-cards">{"".join(parts)}</div>'
+    return f'<p>{escape(_lost(report["rows"]))}</p><div class="gated-cards">{"".join(parts)}</div>'
+
+
+def _lost(rows: list[dict]) -> str:
+    """Who is faster than ours in more than half of the races that all computed the same."""
+    races: dict[tuple[str, str], list[bool]] = {}
+    for row in rows:
+        if "apart" in row:
+            races.setdefault((row["ours"], row["peer"]), []).append(row["ratio_interval"][1] < 1)
+    lost = [
+        f"{peer} beside {ours} ({sum(slower)} of {len(slower)})"
+        for (ours, peer), slower in races.items()
+        if sum(slower) > len(slower) / 2
+    ]
+    return (
+        f"Peers that gave the same results and were faster in most of their races: {'; '.join(lost)}." if lost else ""
+    )
 
 
 def _counts(rows: list[dict]) -> str:
@@ -112,10 +128,13 @@ def _counts(rows: list[dict]) -> str:
     races = [row for row in rows if "peer" in row]
     faster = sum(row["ratio_interval"][0] > 1 for row in races)
     slower = sum(row["ratio_interval"][1] < 1 for row in races)
-    return f"{len(races)} races, faster in {faster}, slower in {slower}, open in {len(races) - faster - slower}"
+    doubtful = sum("unsteady" in row for row in races)
+    unsteady = f"; {doubtful} of them too unsteady to count on" if doubtful else ""
+    left = len(races) - faster - slower
+    return f"{len(races)} races, faster in {faster}, slower in {slower}, open in {left}{unsteady}"
 
 
-_HEADS = ("loop", "sizes", "threads", "ours, ms", "beside", "times as fast, or growth")
+_HEADS = ("loop", "sizes", "threads", "ours", "beside", "times as fast, or growth")
 
 
 def _sizes(sizes: dict) -> str:
@@ -126,18 +145,34 @@ def _list(size: object) -> str:
     return " / ".join(map(str, size)) if isinstance(size, list) else str(size)
 
 
-def _times(ms: float | list[float]) -> str:
-    return " / ".join(map(_number, ms if isinstance(ms, list) else [ms]))
+def _ours(row: dict) -> str:
+    if "peer" not in row:
+        return f"{' / '.join(map(_number, row['ours_ms']))} ms"
+    name = f"{escape(row['ours'])}, " if "ours" in row else ""
+    return f"{name}{_number(row['ours_ms'])} ms"
 
 
 def _beside(row: dict) -> str:
-    return f"{escape(row['peer'])}, {_number(row['peer_ms'])} ms" if "peer" in row else "itself, larger"
+    """The peer, and whether it computes the same."""
+    if "peer" not in row:
+        return "itself, larger"
+    said = row.get("uncompared", "")
+    if "apart" in row:
+        said = f"same results, {_number(row['apart'])} apart" if row["apart"] else "same results"
+    return f"{escape(row['peer'])}, {_number(row['peer_ms'])} ms{f' ({escape(said)})' if said else ''}"
 
 
 def _result(row: dict) -> str:
-    found, name = (row["ratio"], "ratio_interval") if "peer" in row else (row["exponent"], "exponent_interval")
-    interval = f" [{', '.join(map(_number, row[name]))}]" if name in row else ""
-    return f"{_number(found)} times{interval}" if "peer" in row else f"as size to the {_number(found)}{interval}"
+    if "peer" in row:
+        doubt = ", unsteady" if "unsteady" in row else ""
+        return f"{_number(row['ratio'])} times {_interval(row['ratio_interval'])}{doubt}"
+    if "exponent" not in row:
+        return "no one power of the size"
+    return f"as size to the {_number(row['exponent'])} {_interval(row['exponent_interval'])}"
+
+
+def _interval(ends: list[float]) -> str:
+    return f"[{', '.join(map(_number, ends))}]"
 
 
 def _shown(test: str) -> str:

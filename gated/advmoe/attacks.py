@@ -55,6 +55,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 def wrong(model: nn.Module, y: Int[Tensor, " batch"]) -> Verdict:
     """Whether the hard model's answer is not y."""
+    check_int("y", y)
     return lambda x_adv, i: model(x_adv).argmax(-1) != y[i]
 
 
@@ -163,6 +164,11 @@ def score_gap(
 
     Raises:
         ValueError: routes of another shape, or to an expert that does not exist.
+
+    Example:
+        >>> scores = torch.tensor([[[3.0, 1.0], [0.0, 2.0]]])  # one router, two inputs
+        >>> score_gap(scores, torch.tensor([[0, 0]])).tolist()
+        [[2.0, -2.0]]
     """
     check_float("scores", scores)
     check_int("routes", routes)
@@ -180,6 +186,7 @@ def search_attack(model: nn.Module, x: Tensor, y: Tensor, eps: float | int, **re
     Args:
         eps: radius of the box, as in `pgd`.
     """
+    check_int("y", y)
 
     def margin(x_adv: Tensor, i: Tensor) -> Tensor:
         logits = model(x_adv)
@@ -311,6 +318,7 @@ def frozen_path_attack(model: RoutedNetwork, x: Tensor, y: Tensor, eps: float | 
     Args:
         eps: radius of the box, as in `pgd`.
     """
+    check_int("y", y)
     with evaluating(model):
         with torch.no_grad():
             clean = model.trace(x).routes

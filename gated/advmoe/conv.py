@@ -190,6 +190,12 @@ class MoEConv(nn.Module):
         ValueError: sizes below 1, an unknown `ste` or `dims`.
 
     Source: Zhang et al. 2023 (AdvMoE), arXiv 2308.10110; the gradient as in the authors' program.
+
+    Example:
+        >>> layer = MoEConv(4, 8, 3, num_experts=2)
+        >>> scores = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> layer(torch.randn(2, 4, 16, 16), scores).shape
+        torch.Size([2, 8, 16, 16])
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gated.advmoe.conv import MoEConv, top1
 from gated.advmoe.networks import RoutedNetwork, Trace
+from gated.gates._validation import is_number
 
 __all__ = ["ExactMargin", "LinearMoE", "exact_margin"]
 
@@ -77,6 +78,13 @@ def exact_margin(
 
     Raises:
         ValueError: eps negative or not finite, labels other than -1 and +1, shapes that do not fit.
+
+    Example:
+        >>> router = (torch.tensor([1.0]), torch.tensor(0.0))  # the sign of x chooses
+        >>> experts = (torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 0.0]))
+        >>> found = exact_margin(torch.tensor([[1.0]]), torch.tensor([1]), 0.25, router, experts)
+        >>> found.clean.tolist(), found.margin.tolist()  # 2 x falls by 2 * 0.25
+        ([2.0], [1.5])
     """
     check_eps(eps)
     (a, c), (weight, bias) = router, experts
@@ -129,6 +137,12 @@ class LinearMoE(RoutedNetwork):
 
     Takes part in every attack, so that what an attack finds can be held against `exact_margin`. The gate is that of
     `MoEConv` (straight-through, chosen expert only); on the line the exact form takes expert 1 and this one expert 0.
+
+    Example:
+        >>> router = (torch.tensor([1.0]), torch.tensor(0.0))
+        >>> experts = (torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 0.0]))
+        >>> LinearMoE(router, experts)(torch.tensor([[1.0], [-1.0]])).tolist()  # f = 2 and f = -1
+        [[-1.0, 1.0], [0.5, -0.5]]
     """
 
     def __init__(self, router: Router, experts: Experts):
@@ -164,5 +178,5 @@ class LinearMoE(RoutedNetwork):
 
 
 def check_eps(eps: float | int) -> None:
-    if isinstance(eps, bool) or not 0 <= eps < float("inf"):
+    if not (is_number(eps) and 0 <= eps < float("inf")):
         raise ValueError(f"eps must be a finite number >= 0; got {eps!r}")

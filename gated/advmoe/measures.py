@@ -19,7 +19,12 @@ from gated.gates._validation import check_int, check_sizes
 def routes_of(
     model: RoutedNetwork, x: Float[Tensor, "examples ..."], batch: int = 1000
 ) -> Int[Tensor, "routers examples"]:
-    """Each input's route, in evaluation mode, `batch` inputs at a time. Raises ValueError for a batch below 1."""
+    """Each input's route, in evaluation mode, `batch` inputs at a time. Raises ValueError for a batch below 1.
+
+    Example:
+        >>> routes_of(MoECNN(1, 10, num_experts=4), torch.randn(5, 1, 40)).shape
+        torch.Size([3, 5])
+    """
     check_sizes(batch=batch)
     with evaluating(model):
         return torch.cat([model.trace(part).routes for part in x.split(batch)], 1)

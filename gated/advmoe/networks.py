@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gated.advmoe.conv import MoEConv, Ste, permute, top1
 from gated.advmoe.routers import LayerRouter, image_router, small_router
-from gated.gates._validation import check_choice, check_positive, check_sizes
+from gated.gates._validation import check_choice, check_float, check_positive, check_sizes, is_number
 
 Routing = Literal["layer", "global"]
 
@@ -104,8 +104,9 @@ class RoutedNetwork(nn.Module):
             ValueError: an input of another shape, routes of another shape or beyond the experts, both arguments at
                 once, T <= 0, scores that are not finite.
         """
+        check_float("x", x)
         fits = x.ndim == self.dims + 2 and x.shape[1] == self.in_channels and 0 not in x.shape[2:]
-        if not fits or not x.is_floating_point():
+        if not fits:
             space = ("length",) if self.dims == 1 else ("height", "width")
             want = f"[batch, {self.in_channels}, {', '.join(space)}]"
             raise ValueError(f"x must be floating point, {want}; got {x.dtype} {tuple(x.shape)}")
@@ -162,6 +163,12 @@ class MoECNN(RoutedNetwork):
 
     Raises:
         ValueError: sizes that do not fit, unknown choices, a router with routing "layer".
+
+    Example:
+        >>> model = MoECNN(in_channels=1, num_classes=10)
+        >>> answer = model.trace(torch.randn(5, 1, 40))
+        >>> answer.logits.shape, answer.routes.shape  # three layers choose
+        (torch.Size([5, 10]), torch.Size([3, 5]))
     """
 
     def __init__(
@@ -183,7 +190,7 @@ class MoECNN(RoutedNetwork):
         check_sizes(in_channels=in_channels, num_classes=num_classes, num_experts=num_experts, kernel_size=kernel_size)
         if len(widths) < 2 or len(widths) != len(strides):
             raise ValueError(
-                f"widths must hold the stem and at least one expert layer, strides as many; "
+                f"widths must hold the stem and at least one expert layer, and strides must be as many; "
                 f"got {tuple(widths)} and {tuple(strides)}"
             )
         check_sizes(dims=dims)
@@ -307,7 +314,7 @@ class _Block(nn.Module):
 
 
 def check_choices(ratio: float | int, routing: str, router: nn.Module | None, num_experts: int) -> None:
-    if isinstance(ratio, bool) or not 0 < ratio <= 1:
+    if not (is_number(ratio) and 0 < ratio <= 1):
         raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
     check_choice("routing", routing, get_args(Routing))
     if router is not None and (routing == "layer" or num_experts == 1):

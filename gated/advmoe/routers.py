@@ -16,6 +16,10 @@ class LayerRouter(nn.Module):
 
     Large scores are large slopes for what lies below (dL/dh is A^T dL/ds), which makes the features and then the
     scores larger still: give routers a smaller learning rate than experts, or the scores grow without bound.
+
+    Example:
+        >>> LayerRouter(channels=8, num_experts=4)(torch.randn(2, 8, 32)).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, channels: int, num_experts: int):
@@ -35,6 +39,10 @@ class ConstantRouter(nn.Module):
 
     Raises:
         ValueError: an expert that does not exist.
+
+    Example:
+        >>> ConstantRouter(num_experts=3, expert=1)(torch.randn(2, 8, 32)).tolist()
+        [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
     """
 
     def __init__(self, num_experts: int, expert: int = 0):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.training import AttackError, Bounds, check_bounds, check_finite, project
-from gated.gates._validation import check_float, check_sizes
+from gated.gates._validation import check_float, check_sizes, is_number
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> what to maximise, [batch]
 Verdict = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> whether each is broken, [batch]
@@ -63,7 +63,7 @@ def pgd(
             survivors closer than 0.9 eps to where they began although the steps were long enough.
     """
     check_attack(x, eps, bounds, steps=steps, restarts=restarts)
-    if alpha is not None and not 0 < alpha < float("inf"):
+    if alpha is not None and not (is_number(alpha) and 0 < alpha < float("inf")):
         raise ValueError(f"alpha must be positive and finite, or None; got {alpha!r}")
     alpha = eps / 4 if alpha is None else alpha
     every = torch.arange(len(x), device=x.device)
@@ -183,5 +183,5 @@ def check_attack(x: Tensor, eps: float | int, bounds: Bounds, **counts: int) -> 
     check_eps(eps)
     check_bounds(bounds)
     check_sizes(**counts)
-    if bounds is not None and x.numel() and not bounds[0] <= x.min() <= x.max() <= bounds[1]:
+    if bounds is not None and not bounds[0] <= x.min() <= x.max() <= bounds[1]:
         raise ValueError(f"x must lie within bounds {bounds}; got {x.min().item():.4g}..{x.max().item():.4g}")

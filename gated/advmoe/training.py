@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.networks import RoutedNetwork
-from gated.gates._validation import check_axes, check_float, check_int, check_number, holds_anywhere
+from gated.gates._validation import check_axes, check_float, check_int, check_number, holds_anywhere, is_number
 
 Bounds = tuple[float | int, float | int] | None
 Batch = tuple[Tensor, Tensor]
@@ -64,10 +64,10 @@ class Trades:
         check_eps(self.eps)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise ValueError(f"steps must be a whole number >= 0; got {self.steps!r}")
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
+        if self.alpha is not None and not (is_number(self.alpha) and 0 < self.alpha < math.inf):
             raise ValueError(f"alpha must be positive and finite, or None; got {self.alpha!r}")
         for name, value in (("beta", self.beta), ("noise", self.noise)):
-            if not 0 <= value < math.inf:
+            if not (is_number(value) and 0 <= value < math.inf):
                 raise ValueError(f"{name} must be finite and >= 0; got {value!r}")
         check_bounds(self.bounds)
 
@@ -86,6 +86,11 @@ def kl(
 
     Raises:
         ValueError: logits that are not floating point, or of two shapes.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 1.0]])
+        >>> kl(logits, logits).tolist(), bool(kl(logits, -logits) > 0)
+        ([0.0], True)
     """
     check_float("p_logits", p_logits)
     check_float("q_logits", q_logits)
@@ -145,9 +150,15 @@ def project(x_adv: Tensor, x: Tensor, eps: float | int, bounds: Bounds = None) -
 
     Raises:
         ValueError: eps negative or not finite, bounds that are no (low, high).
+
+    Example:
+        >>> project(torch.tensor([0.7, -0.3]), torch.tensor([0.5, 0.0]), eps=0.125, bounds=(0, 1)).tolist()
+        [0.625, 0.0]
     """
     check_eps(eps)
     check_bounds(bounds)
+    check_float("x_adv", x_adv)
+    check_float("x", x)
     x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps)
     return x_adv if bounds is None else x_adv.clamp(*bounds)
 
@@ -309,8 +320,12 @@ def released_step(
     if model.router is None:
         raise ValueError("model must have a global router (routing='global', several experts); got none")
     x, y = batch
+    check_int("y", y)
     group = y % model.num_experts
     if partition is not None:
+        check_int("partition", partition)
+        if partition.ndim != 1 or not len(partition):
+            raise ValueError(f"partition must be [classes], one expert each; got shape {tuple(partition.shape)}")
         if not 0 <= int(partition.min()) <= int(partition.max()) < model.num_experts or int(y.max()) >= len(partition):
             raise ValueError(
                 f"partition must name an expert in 0..{model.num_experts - 1} for each class; got {partition.tolist()}"
@@ -358,5 +373,5 @@ def check_finite(grad: Tensor) -> None:
 
 
 def check_bounds(bounds: Bounds) -> None:
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+    if bounds is not None and not (len(bounds) == 2 and all(map(is_number, bounds)) and bounds[0] < bounds[1]):
         raise ValueError(f"bounds must be (low, high) with low < high, or None; got {bounds!r}")

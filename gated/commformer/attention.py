@@ -55,6 +55,12 @@ def relation_attention(
 
     Raises:
         ValueError: an unknown estimator; shapes that do not fit.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 1, 4, 8).unbind(0)
+        >>> heard = relation_attention(q, (k, v), (k, v), torch.zeros(2, 16), torch.zeros(4, 4))
+        >>> bool((heard == v).all())  # nobody is heard: each keeps its own value
+        True
     """
     check_choice("estimator", estimator, get_args(Estimator))
     _check(q, own, others, relation, links)

@@ -8,12 +8,14 @@ anyway. (In the released code it competes, so that with k = 1 an agent that pick
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gated.gates import gumbel_topk_gate
-from gated.gates._validation import Temperature, check_count, check_float
+from gated.gates._validation import Temperature, check_count, check_float, is_number
 
 
 def initial_edges(
@@ -32,7 +34,7 @@ def initial_edges(
         torch.Size([3, 3])
     """
     check_agents(agents)
-    if not 0 < spread < torch.inf:
+    if not (is_number(spread) and 0 < spread < torch.inf):
         raise ValueError(f"spread must be positive and finite, or ties stay, got {spread}")
     return 1 + spread * torch.randn(*batch, agents, agents, generator=generator)
 
@@ -50,7 +52,7 @@ def senders(agents: int, share: float | int) -> int:
         4
     """
     check_agents(agents)
-    if not 0 < share <= 1:
+    if not (is_number(share) and 0 < share <= 1):
         raise ValueError(f"share must lie in (0, 1], got {share}")
     return min(max(int(agents * share), 1), agents - 1)
 
@@ -159,6 +161,8 @@ def messages(
         return heard.sum(-1)
     if receive.shape[-1:] != graph.shape[-1:]:
         raise ValueError(f"receive must have an entry for each of {graph.shape[-1]} agents, got {tuple(receive.shape)}")
+    if any(1 != a != b != 1 for a, b in zip(receive.shape[-2::-1], graph.shape[-3::-1], strict=False)):
+        raise ValueError(f"receive must fit the batch of graph, {tuple(graph.shape)}; got {tuple(receive.shape)}")
     return (heard * receive).sum(-1)
 
 
@@ -173,11 +177,14 @@ def graph_from_indices(senders_of: list[list[int]]) -> Float[Tensor, "agents age
         [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
     """
     agents = len(senders_of)
-    check_agents(agents)
+    if agents < 2:
+        raise ValueError(f"senders_of must hold a row an agent, and agents must be at least 2, got {agents}")
     graph = torch.zeros(agents, agents)
     for i, row in enumerate(senders_of):
+        if isinstance(row, str) or not isinstance(row, Sequence):
+            raise ValueError(f"senders_of[{i}] must be a list of agents, got {row!r}")
         for j in row:
-            if not 0 <= j < agents or j == i:
+            if not isinstance(j, int) or not 0 <= j < agents or j == i:
                 raise ValueError(f"senders_of[{i}] must hold other agents in 0..{agents - 1}, got {j}")
             graph[i, j] = 1
     return graph

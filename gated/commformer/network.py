@@ -140,6 +140,12 @@ class CommFormer(nn.Module):
 
     Raises:
         ValueError: one agent; sizes below 1; an unknown name; `paper_quirks` with what the released code has not.
+
+    Example:
+        >>> model = CommFormer(agents=3, observation=5, actions=4)
+        >>> heard = graph_from_indices([[1], [2], [0]])
+        >>> model.act(torch.randn(2, 3, 5), heard, torch.Generator().manual_seed(0)).action.shape
+        torch.Size([2, 3])
     """
 
     def __init__(

@@ -34,17 +34,10 @@ from torch.func import functional_call, stack_module_state, vmap
 from gated.commformer._batch import Batch
 from gated.commformer.graph import messages, sample_graph
 from gated.commformer.network import CommFormer, Decision
-from gated.commformer.ppo import (
-    PPO,
-    Rollout,
-    ValueNorm,
-    clipped_policy_loss,
-    clipped_value_loss,
-    run_mean,
-)
+from gated.commformer.ppo import PPO, Rollout, ValueNorm, clipped_policy_loss, clipped_value_loss, run_mean
 from gated.commformer.receive import gate_log_prob
 from gated.commformer.worlds import World
-from gated.gates._validation import check_choice, check_count, check_positive, check_sizes
+from gated.gates._validation import check_axes, check_choice, check_count, check_positive, check_sizes, is_number
 from gated.gates.noise import add_logistic_noise, gumbel_noise
 
 EdgeSchedule = Literal["fixed", "split", "every5", "joint"]
@@ -83,12 +76,14 @@ class Arm:
         check_choice("schedule", self.schedule, get_args(EdgeSchedule))
         if self.graph is not None and self.schedule != "fixed":
             raise ValueError(f"graph is for the schedule 'fixed'; {self.schedule!r} learns its own")
+        if self.graph is not None:
+            check_axes("agents agents", graph=self.graph)
         if self.drawn and self.schedule == "fixed":
             raise ValueError("drawn needs a schedule that learns the graph, got 'fixed'")
         check_count("k", self.k)
         check_positive("lr", self.lr)
         check_positive("edge_lr", self.edge_lr)
-        if not 0 <= self.penalty < torch.inf:
+        if not (is_number(self.penalty) and 0 <= self.penalty < torch.inf):
             raise ValueError(f"penalty must be at least 0 and finite, got {self.penalty}")
 
     def moves(self, step: int) -> tuple[bool, bool]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.gates._validation import check_axes, check_float, check_number, check_positive, check_sizes
+from gated.gates._validation import check_axes, check_float, check_number, check_positive, check_sizes, is_number
 from gated.policy_gradient import clipped_gain
 
 
@@ -63,10 +63,10 @@ class PPO:
         for name in ("clip", "huber", "grad_norm", "temperature"):
             check_positive(name, getattr(self, name))
         for name in ("discount", "trace"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not (is_number(value := getattr(self, name)) and 0 <= value <= 1):
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("entropy", "value", "edge_value"):
-            if not 0 <= getattr(self, name) < torch.inf:
+            if not (is_number(value := getattr(self, name)) and 0 <= value < torch.inf):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
 
@@ -128,12 +128,19 @@ class ValueNorm:
         ValueError: `keep` outside [0, 1).
 
     Source: van Hasselt et al. 2016, arXiv 1602.07714, as the released code uses it.
+
+    Example:
+        >>> norm = ValueNorm(1, like=torch.zeros(()))
+        >>> norm.update(torch.tensor([[8.0, 12.0]]), torch.ones(1, 2))
+        >>> norm.normalise(torch.tensor([[10.0, 14.0]])).round(decimals=3).tolist()
+        [[0.0, 2.0]]
     """
 
     def __init__(self, runs: int, *, keep: float | int = 0.99999, like: Tensor) -> None:
         check_sizes(runs=runs)
-        if not 0 <= keep < 1:
+        if not (is_number(keep) and 0 <= keep < 1):
             raise ValueError(f"keep must lie in [0, 1), got {keep}")
+        check_float("like", like)
         self.keep = keep
         self._sums = torch.zeros(3, runs, dtype=torch.float64, device=like.device)  # x, x^2, and the weight of both
 
@@ -174,6 +181,11 @@ def clipped_policy_loss(
 
     Raises:
         ValueError: shapes that do not fit, a clip that is negative or not finite.
+
+    Example:
+        >>> one = torch.ones(1, 4)
+        >>> clipped_policy_loss((2 * one).log(), one.log(), one, one, clip=0.2)  # the ratio 2 is cut to 1.2
+        tensor([-1.2000])
     """
     check_float("log_prob", log_prob)
     check_float("old_log_prob", old_log_prob)
@@ -198,6 +210,11 @@ def clipped_value_loss(
 
     Raises:
         ValueError: shapes that do not fit, a clip that is negative, a huber that is not positive.
+
+    Example:
+        >>> old, one = torch.zeros(1, 4), torch.ones(1, 4)
+        >>> clipped_value_loss(one, old, one, one, clip=0.5)  # right now, but the clipped value is 0.5 off
+        tensor([0.1250])
     """
     check_number("clip", clip, 0)
     check_positive("huber", huber)

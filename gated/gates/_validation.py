@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,8 @@ def holds_anywhere(condition: Tensor) -> bool:
         return False
     try:
         return bool(condition.any())
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # the device's own troubles, not a missing value
+        raise
     except RuntimeError:
         return False
 
@@ -82,6 +84,11 @@ def check_binary_logits(name: str, logits: Tensor, check_finite: bool) -> None:
         raise ValueError(f"{name} must hold no NaN (-inf shuts a gate, +inf opens it); got some")
 
 
+def is_number(value: object) -> bool:
+    """A real number; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_positive(name: str, value: float | int) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive finite number; got {value!r}")
@@ -110,7 +117,7 @@ def check_temperature(temperature: float | int | Tensor, logits: Tensor) -> None
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 

@@ -12,9 +12,11 @@ from gated.gates._validation import (
     check_binary_logits,
     check_count,
     check_float,
+    check_number,
     check_positive,
     check_same_shape,
     check_temperature,
+    is_number,
 )
 from gated.gates.noise import add_logistic_noise, draw
 from gated.gates.soft import tempered
@@ -214,6 +216,7 @@ class HardConcrete(nn.Module):
     ):
         super().__init__()
         check_count("gates", gates)
+        check_number("log_alpha", log_alpha, -math.inf)
         self.log_alpha = nn.Parameter(torch.tensor(log_alpha, dtype=torch.get_default_dtype()).repeat(gates))
         _check_hard_concrete(self.log_alpha, temperature, low, high, check_finite=True)
         self.temperature, self.low, self.high = temperature, low, high
@@ -239,7 +242,7 @@ def _check_hard_concrete(
 ) -> None:
     check_binary_logits("log_alpha", log_alpha, check_finite)
     check_positive("temperature", temperature)
-    if not -math.inf < low < 0:
+    if not (is_number(low) and -math.inf < low < 0):
         raise ValueError(f"low must be negative and finite, so that z = 0 has mass; got {low!r}")
-    if not 1 < high < math.inf:
+    if not (is_number(high) and 1 < high < math.inf):
         raise ValueError(f"high must be above 1 and finite, so that z = 1 has mass; got {high!r}")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gated.gates._validation import Temperature, check_k, check_logits, check_rows, holds_anywhere
+from gated.gates._validation import Temperature, check_int, check_k, check_logits, check_rows, holds_anywhere
 from gated.gates.binary import straight_through
 from gated.gates.noise import add_gumbel_noise
 from gated.gates.soft import softmax_gate
@@ -90,6 +90,7 @@ def plackett_luce_log_prob(
         tensor(0.1667)
     """
     check_rows("logits", logits)
+    check_int("order", order)
     gates = logits.shape[-1]
     if (
         order.dtype not in (torch.int64, torch.int32)
@@ -97,7 +98,7 @@ def plackett_luce_log_prob(
         or not 1 <= order.shape[-1] <= gates
     ):
         raise ValueError(
-            f"order must be an integer tensor of shape {(*logits.shape[:-1], f'1..{gates}')}; "
+            f"order must be an integer tensor of shape {(*logits.shape[:-1], f'1..{gates}')}, as the logits are; "
             f"got {order.dtype} {tuple(order.shape)}"
         )
     if holds_anywhere((order < 0) | (order >= gates)):

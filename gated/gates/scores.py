@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_float, check_positive, holds_anywhere
+from gated.gates._validation import check_float, check_positive, holds_anywhere, is_number
 
 Scale = Float[Tensor, "gates"] | Float[Tensor, "gates features"] | Float[Tensor, "gates features features"]
 """A spread per gate: a standard deviation s (Sigma = s^2 I), one per feature, or a lower Cholesky factor of Sigma."""
@@ -40,7 +40,7 @@ def cosine_logits(
     _check_features(x, "prototypes", prototypes)
     if not isinstance(scale, Tensor):
         check_positive("scale", scale)
-    if len(perturbation) != 2 or not all(0 <= t < math.inf for t in perturbation):
+    if len(perturbation) != 2 or not all(is_number(t) and 0 <= t < math.inf for t in perturbation):
         raise ValueError(f"perturbation must hold two finite numbers of at least 0; got {perturbation!r}")
     tiny = torch.finfo(x.dtype).tiny
     lengths = [

@@ -71,7 +71,7 @@ def entmax_gate(
         >>> entmax_gate(torch.tensor([3.0, 0.0])).round(decimals=4).tolist()
         [1.0, 0.0]
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not 1 <= alpha <= 2:
+    if isinstance(alpha, bool) or not isinstance(alpha, (float, int)) or not 1 <= alpha <= 2:
         raise ValueError(f"alpha must be a number from 1 (softmax) to 2 (sparsemax); got {alpha!r}")
     if alpha == 1:
         return softmax_gate(logits, temperature, check_finite=check_finite)

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gated.gates._validation import is_number
 from gated.gaussian_moe.model import GaussianMoE
 from gated.gaussian_moe.steps import EMPTY, Layout, quasi_newton, step_from
 from gated.kernels.gmoe_em import Points, Statistics
@@ -234,10 +235,11 @@ def _check(
     polish: Polish | None,
 ) -> Tensor:
     """The least variance of each data set."""
+    points.check()
     for name, number in (("tolerance", tolerance), ("max_slope", max_slope), ("min_tau", min_tau)):
-        if not 0 < number < math.inf:
+        if not (is_number(number) and 0 < number < math.inf):
             raise ValueError(f"{name} must be above 0 and finite; got {number}")
-    if not max_bias > 0:
+    if not (is_number(max_bias) and max_bias > 0):
         raise ValueError(f"max_bias must be above 0, or infinite; got {max_bias}")
     if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
         raise ValueError(f"max_iterations must be an integer of at least 1; got {max_iterations!r}")
@@ -262,7 +264,12 @@ def _check(
     if start.gate.activation != "identity" and start.beta1[:, -1].any():
         raise ValueError("start's last expert must have beta1 = 0: only with the identity can it be shifted there")
     if min_variance is not None:
-        floor = torch.as_tensor(min_variance, dtype=torch.float64, device=points.y.device).expand(points.segments)
+        if not isinstance(min_variance, Tensor) and not is_number(min_variance):
+            raise ValueError(f"min_variance must be a number, or one for each data set; got {min_variance!r}")
+        floor = torch.as_tensor(min_variance, dtype=torch.float64, device=points.y.device)
+        if floor.shape not in ((), (points.segments,)):
+            raise ValueError(f"min_variance must be one number, or {points.segments}; got {tuple(floor.shape)}")
+        floor = floor.expand(points.segments)
         if not (floor.isfinite() & (floor > 0)).all():
             raise ValueError(f"min_variance must be above 0 and finite; got {min_variance}")
         return floor

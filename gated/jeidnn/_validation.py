@@ -1,11 +1,13 @@
 """What exits, gates and their training check. Each message names the argument, what came, and what would do."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gated.gates._validation import check_number as check_number
+from gated.gates._validation import is_number
 
 
 def check_gates(gates: Tensor) -> None:
@@ -13,6 +15,14 @@ def check_gates(gates: Tensor) -> None:
         raise ValueError(f"gates must be floating point, shape (*batch, gates); got {gates.dtype} {tuple(gates.shape)}")
     if not torch.compiler.is_compiling() and not ((gates >= 0) & (gates <= 1)).all():
         raise ValueError("gates must lie in [0, 1]; got values outside or NaN")
+
+
+def as_numbers(name: str, values: float | int | Sequence[float | int] | Tensor) -> Tensor:
+    """A number, several, or a tensor, in float64."""
+    given = values if isinstance(values, Sequence) else [values]
+    if not isinstance(values, Tensor) and (isinstance(values, str) or not all(map(is_number, given))):
+        raise ValueError(f"{name} must be a number or numbers; got {values!r}")
+    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def check_costs(costs: Tensor, exits: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.gates._validation import check_float, check_int, check_sizes
-from gated.jeidnn._validation import check_correct, check_costs, check_exits, check_number, check_rows
+from gated.gates._validation import check_axes, check_float, check_int, check_sizes
+from gated.jeidnn._validation import as_numbers, check_correct, check_costs, check_exits, check_number, check_rows
 from gated.jeidnn.exits import first_true
 
 
@@ -29,6 +29,12 @@ def tally(exit: Int64[Tensor, "batch"], correct: Bool[Tensor, "batch exits"], co
 
     Raises:
         ValueError: no samples, an exit that does not exist, costs that do not rise, shapes or dtypes that do not fit.
+
+    Example:
+        >>> correct = torch.tensor([[True, True], [False, True]])
+        >>> cost, accuracy, rates = tally(torch.tensor([0, 1]), correct, torch.tensor([0.5, 1.0]))
+        >>> cost, accuracy
+        (0.75, 1.0)
     """
     check_correct(correct)
     exits = correct.shape[1]
@@ -89,12 +95,17 @@ def quota_thresholds(scores: Float[Tensor, "batch gates"], quotas: Float[Tensor,
         ValueError: quotas that are not one an exit or do not sum to 1.
 
     Source: Huang et al. 2018, arXiv 1703.09844.
+
+    Example:
+        >>> scores = torch.tensor([[0.9], [0.2], [0.6], [0.4]])
+        >>> quota_thresholds(scores, torch.tensor([0.5, 0.5]))  # half of the samples leave first
+        tensor([0.6000])
     """
     check_rows("scores", scores, 2)
     check_float("quotas", quotas)
     n, gates = scores.shape
     if quotas.shape != (gates + 1,) or (quotas < 0).any() or not torch.isclose(quotas.sum(), quotas.new_ones(())):
-        raise ValueError(f"quotas must be {gates + 1} shares that sum to 1, got {quotas.tolist()}")
+        raise ValueError(f"quotas must be {gates + 1} shares for these scores, of sum 1, got {quotas.tolist()}")
     live = torch.ones(n, dtype=torch.bool, device=scores.device)
     thresholds = scores.new_full((gates,), torch.inf)
     for k in range(gates):
@@ -139,7 +150,8 @@ def random_exit_accuracy(accuracy: Float[Tensor, "exits"], rates: Float[Tensor, 
         >>> random_exit_accuracy(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.5]))
         0.75
     """
-    if accuracy.shape != rates.shape or (rates < 0).any() or abs(float(rates.sum()) - 1) > 1e-6:
+    check_axes("exits, exits", accuracy=accuracy, rates=rates)
+    if (rates < 0).any() or abs(float(rates.sum()) - 1) > 1e-6:
         raise ValueError(f"rates must be {len(accuracy)} shares that sum to 1, got {rates.tolist()}")
     return float(accuracy.double() @ rates.double())
 
@@ -166,6 +178,11 @@ def concave_hull(costs: Sequence[float] | Tensor, values: Sequence[float] | Tens
 
     Args:
         costs, values: the points, in any order.
+
+    Example:
+        >>> costs, values = concave_hull([1.0, 2.0, 3.0], [0.0, 0.25, 1.0])
+        >>> costs.tolist()  # a mixture of the outer two beats the one between
+        [1.0, 3.0]
     """
     x, y = points(costs, values)
     corners: list[int] = []
@@ -204,7 +221,7 @@ def at_cost(costs: Sequence[float] | Tensor, values: Sequence[float] | Tensor, c
 
 def points(costs: Sequence[float] | Tensor, values: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64, in order of cost, the best value of each cost."""
-    x, y = (torch.as_tensor(a, dtype=torch.float64).flatten() for a in (costs, values))
+    x, y = as_numbers("costs", costs).flatten(), as_numbers("values", values).flatten()
     if len(x) != len(y) or not len(x) or not (x.isfinite().all() and y.isfinite().all()):
         raise ValueError(f"costs and values must pair at least one finite point, got {len(x)} and {len(y)}")
     unique, index = x.unique(return_inverse=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_axes, check_choice, check_sizes
 from gated.jeidnn._validation import check_classes, check_costs, check_exits, check_number, check_rows
 
 Target = Literal["subsequent", "one-hot", "hazard"]
@@ -32,6 +32,11 @@ def exit_labels(
         ValueError: trade_off negative or not finite, losses not finite, costs that do not rise.
 
     Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163 (the surrogate labels of the gates).
+
+    Example:
+        >>> losses, costs = torch.tensor([[1.0, 0.5], [1.0, 0.0]]), torch.tensor([0.25, 1.0])
+        >>> exit_labels(losses, costs, trade_off=1.0).tolist()
+        [0, 1]
     """
     check_number("trade_off", trade_off, 0)
     check_rows("losses", losses, 2)
@@ -60,9 +65,14 @@ def gate_targets(labels: Int64[Tensor, "batch"], exits: int, kind: Target = "sub
 
     Raises:
         ValueError: an unknown kind, labels beyond the exits.
+
+    Example:
+        >>> gate_targets(torch.tensor([1, 3]), exits=4).target.tolist()
+        [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
     check_choice("kind", kind, get_args(Target))
     check_sizes(exits=exits)
+    check_axes("batch", labels=labels)
     check_exits(labels, len(labels), exits, "labels")
     gate = torch.arange(exits - 1, device=labels.device)
     after, here = (gate > labels[:, None]).float(), (gate == labels[:, None]).float()
@@ -76,6 +86,10 @@ def regret(totals: Float[Tensor, "batch exits"]) -> Float[Tensor, "batch gates"]
 
     With two exits, as a weight of the targets, it turns the vote on labels into a comparison of means. With more, the
     best later exit is known only with the label, and the weight then favours going on.
+
+    Example:
+        >>> regret(torch.tensor([[1.0, 3.0, 2.0]])).tolist()
+        [[1.0, 1.0]]
     """
     check_rows("totals", totals, 2)
     later = totals.flip(1).cummin(1).values.flip(1)[:, 1:]
@@ -90,6 +104,7 @@ def positive_weights(labels: Int64[Tensor, "batch"], exits: int, cap: float | in
     """
     check_number("cap", cap, 0, open_low=True)
     check_sizes(exits=exits)
+    check_axes("batch", labels=labels)
     check_exits(labels, len(labels), exits, "labels")
     count = torch.bincount(labels, minlength=exits)[: exits - 1].float()
     return ((len(labels) - count) / count.clamp(min=0.1)).clamp(max=cap)

@@ -30,14 +30,19 @@ class ResidualMLP(nn.Module):
 
     Raises:
         ValueError: inputs of another width or dtype; sizes below 1.
+
+    Example:
+        >>> ResidualMLP(in_features=20, num_classes=10)(torch.randn(3, 20)).shape
+        torch.Size([3, 10])
     """
 
     def __init__(
         self, in_features: int, num_classes: int, *, dim: int = 64, depth: int = 6, hidden: int | None = None
     ) -> None:
         super().__init__()
+        check_sizes(in_features=in_features, num_classes=num_classes, dim=dim, depth=depth)
         hidden = 2 * dim if hidden is None else hidden
-        check_sizes(in_features=in_features, num_classes=num_classes, dim=dim, depth=depth, hidden=hidden)
+        check_sizes(hidden=hidden)
         self.in_features = in_features
         self.embed = nn.Linear(in_features, dim)
         self.blocks = nn.ModuleList(MLPBlock(dim, hidden) for _ in range(depth))

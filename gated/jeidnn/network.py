@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gated.backbones import macs
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_axes, check_float, check_int, check_sizes
 from gated.jeidnn._validation import check_number
 from gated.jeidnn.policies import GatePolicy, Policy, UncertaintyGate
 
@@ -34,6 +34,14 @@ class Features:
     last: Float[Tensor, "batch classes"]
     """Logits of the backbone's own head."""
     y: Int64[Tensor, "batch"]
+
+    def __post_init__(self) -> None:
+        check_float("last", self.last)
+        check_int("y", self.y)
+        check_axes("batch classes, batch", last=self.last, y=self.y)
+        for z in self.z:
+            check_float("z", z)
+            check_axes("batch dim, batch *rest", z=z, last=self.last)
 
     def take(self, rows: slice | Tensor) -> "Features":
         """Some of the samples: a slice, indices or a mask."""
@@ -99,7 +107,7 @@ class ExitNetwork(nn.Module):
         super().__init__()
         found = list(getattr(backbone, "blocks", [])) if blocks is None else list(blocks)
         if len(found) < 2:
-            raise ValueError(f"blocks must hold at least 2 modules for an exit between them, got {len(found)}")
+            raise ValueError(f"blocks, or those of backbone, must be at least 2, an exit between two, got {len(found)}")
         if len(set(map(id, found))) < len(found):
             raise ValueError("blocks must be different modules; one stands there twice")
         self.backbone, self.frozen = backbone, frozen
@@ -190,6 +198,7 @@ class ExitNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "batch exits classes"]:
         """All exits of all samples."""
+        check_float("x", x)
         return self.exit_logits(self.features(x, torch.zeros(len(x), dtype=torch.int64, device=x.device)))
 
     @torch.no_grad()

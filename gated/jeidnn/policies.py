@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from gated.gates._validation import check_choice, check_count, check_sizes
-from gated.jeidnn._validation import check_rows
+from gated.jeidnn._validation import as_numbers, check_rows
 from gated.jeidnn.exits import Causal, Rule, leaves, spend
 
 Score = Literal["confidence", "entropy", "margin"]
@@ -78,7 +78,12 @@ def spread(log_p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
 
 
 def score(logits: Float[Tensor, "*batch classes"], kind: Score = "confidence") -> Float[Tensor, "*batch"]:
-    """High where an answer looks safe: max p, -H(p) or the margin p_(1) - p_(2)."""
+    """High where an answer looks safe: max p, -H(p) or the margin p_(1) - p_(2).
+
+    Example:
+        >>> score(torch.tensor([[0.0, 0.0]])).tolist(), score(torch.tensor([[0.0, 0.0]]), "margin").tolist()
+        ([0.5], [0.0])
+    """
     check_choice("kind", kind, get_args(Score))
     found = uncertainty(logits, (kind,))[..., 0]
     return -found if kind == "entropy" else found
@@ -95,6 +100,10 @@ class UncertaintyGate(nn.Module):
 
     Raises:
         ValueError: no statistics where the gate does not see the layer.
+
+    Example:
+        >>> UncertaintyGate()(torch.randn(3, 10), torch.randn(3, 8)).shape
+        torch.Size([3])
     """
 
     def __init__(
@@ -157,7 +166,7 @@ class ThresholdPolicy:
 
     def __init__(self, threshold: float | int | Sequence[float | int] | Tensor, kind: Score = "confidence") -> None:
         check_choice("kind", kind, get_args(Score))
-        self.threshold, self.kind = torch.as_tensor(threshold, dtype=torch.float64), kind
+        self.threshold, self.kind = as_numbers("threshold", threshold), kind
         if self.threshold.ndim > 1 or self.threshold.isnan().any():
             raise ValueError(f"threshold must be a number, or one an exit, and not NaN; got {threshold!r}")
 

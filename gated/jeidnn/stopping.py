@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_choice, check_float, check_sizes
+from gated.gates._validation import check_choice, check_float, check_sizes, is_number
 from gated.jeidnn._validation import check_costs, check_number, check_rows
 
 
@@ -39,6 +39,12 @@ def optimal_stopping(
 
     Raises:
         ValueError: transitions of another shape, negative, or with rows that do not sum to 1.
+
+    Example:
+        >>> losses = torch.tensor([[0.1, 0.9], [0.0, 0.0]])  # two states at exit 1
+        >>> costs, stay = torch.tensor([1.0, 2.0]), torch.eye(2)[None]
+        >>> optimal_stopping(losses, costs, stay, trade_off=0.5).stop[0].tolist()
+        [True, False]
     """
     check_number("trade_off", trade_off, 0)
     check_rows("losses", losses, 2)
@@ -72,6 +78,10 @@ def calibrated_two_exits(accuracy: float | int, price: float | int) -> TwoExits:
     Under 0/1 loss it is best to leave iff q >= tau = a - lambda (c_2 - c_1), with `price` = lambda (c_2 - c_1), held
     in [1/2, 1]. The share 2 (1 - tau) = rho leaves, and rho (1 - rho / 4) + (1 - rho) a are right: here a confidence
     threshold is the best there is, and a learned gate can only find it.
+
+    Example:
+        >>> calibrated_two_exits(accuracy=0.875, price=0.125)  # leave from q = 0.75 on: half of all
+        TwoExits(threshold=0.75, rate=0.5, accuracy=0.875)
     """
     check_number("accuracy", accuracy, 0, 1)
     check_number("price", price, 0)
@@ -105,12 +115,12 @@ def accuracy_when_continuing(
     check_choice("order", order, get_args(Order))
     check_number("budget", budget, 0, 1)
     if not len(shares) == len(first) == len(second):
-        raise ValueError(f"first and second must be one for each of {len(shares)} shares; got {first} and {second}")
+        raise ValueError(f"shares, first and second must be as many; got {len(shares)}, {len(first)} and {len(second)}")
     for name, values in (("first", first), ("second", second)):
         for value in values:
             check_number(name, value, 0)
     groups = list(zip(shares, first, second, strict=True))
-    if not all(share >= 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-9:
+    if not all(is_number(share) and share >= 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-9:
         raise ValueError(f"shares must be at least 0 and sum to 1, got {list(shares)}")
     right = sum(share * a for share, a, _ in groups)
     if order == "random":

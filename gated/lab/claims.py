@@ -1,16 +1,19 @@
 """The claims ledger: what a paper claims, what would refute it, what we measured, and a computed verdict.
 
-    ledger = Ledger("gla")
-    gap = paired_interval(gla_nats, fixed_decay_nats)
-    ledger.claim(
-        id="C1", claim="Data-dependent decay models text better than a fixed one.",
-        refuted_if="The paired difference in nats a byte is not below zero.",
-        measured=mean(gla_nats) - mean(fixed_decay_nats), unit="nats/byte", interval=gap, seeds=5,
-        verdict=decide(gap, better="below", than=0.0), source="stored", why="...")
-    ledger
-
 A verdict can only come from `decide`, `holds_if`, `not_decidable` or `all_of`: it is computed from the
-numbers, never typed in. Long runs are made once by `stored` and kept with what made them.
+numbers, never typed in. Long runs are made once by `stored` and kept with what made them. A cell of a notebook that
+ends with the ledger shows its table.
+
+Example:
+    >>> from gated.lab.claims import Ledger, decide, paired_interval
+    >>> gla, fixed = [1.51, 1.49, 1.52], [1.61, 1.60, 1.61]  # nats a byte, one for each seed
+    >>> gap, ledger = paired_interval(gla, fixed), Ledger("gla")
+    >>> ledger.claim(
+    ...     id="C1", claim="Data-dependent decay models text better than a fixed one.",
+    ...     refuted_if="The paired difference in nats a byte is not below zero.",
+    ...     measured=-0.1, unit="nats/byte", interval=gap, seeds=3,
+    ...     verdict=decide(gap, better="below", than=0.0), source="stored", why="Each seed has both arms.")
+    <Verdict.HOLDS: 'holds here'>
 """
 
 from __future__ import annotations
@@ -248,7 +251,7 @@ def stored(
     Raises `ValueError` when nothing is stored under this name, or when it was stored with other arguments
     than `full`.
     """
-    if os.environ.get("GATED_FULL", "") not in ("", "0"):
+    if os.environ.get("GATED_FULL", "") not in ("", "0", "gpu"):  # `gpu` makes the figures of a GPU alone
         _write(chapter, name, fn, full)
     entry = _entry(chapter, name)
     if entry["arguments"] != _plain(full):

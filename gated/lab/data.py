@@ -211,7 +211,9 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f"{name.split('.')[0]} is missing ({error}): pip install gated[lab]") from error
+        raise ImportError(
+            f"{name.split('.')[0]} is missing ({error}): it comes with gated[lab]; README.md says how to install it"
+        ) from error
 
 
 def _check(name: str, *parts: Tensor | bytes) -> None:

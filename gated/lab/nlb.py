@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from gated import langevinflow
+from gated.lab.hdf5 import within
 from gated.lab.nwb import Arrays, Recording, summed
 from gated.lab.nwb import read_nwb as read_nwb
 
@@ -227,7 +228,8 @@ def load_prepared(path: str | Path, task: str, bin_ms: int = 20) -> Arrays:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not HDF5, or holds no `train_spikes_heldin`, or arrays of different numbers of trials.
+        ValueError: it is not HDF5, or holds no `train_spikes_heldin`, or arrays of different numbers of trials, or
+            a part of it lies in another file.
     """
     import h5py
 
@@ -237,10 +239,13 @@ def load_prepared(path: str | Path, task: str, bin_ms: int = 20) -> Arrays:
     _task(task)
     try:
         with h5py.File(path, "r") as file:
-            group = file.get(task if bin_ms == 5 else f"{task}_{bin_ms}", {})
-            found = {n: v[()] for level in (file, group) for n, v in level.items() if isinstance(v, h5py.Dataset)}
+            group = within(file, task if bin_ms == 5 else f"{task}_{bin_ms}") or {}
+            stored = {name: within(level, name) for level in (file, group) for name in level}
+            found = {name: values[()] for name, values in stored.items() if isinstance(values, h5py.Dataset)}
     except OSError as error:
         raise ValueError(f"path {path.name!r} is no HDF5 file, or was cut short ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     if "train_spikes_heldin" not in found:
         raise ValueError(f"{path.name} has no train_spikes_heldin for {task} at {bin_ms} ms, only {sorted(found)}")
     sizes = {n: len(v) for n, v in found.items() if n.startswith("train_spikes")}

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gated.lab.hdf5 import within
+
 Arrays = dict[str, np.ndarray]
 SPLITS = ("train", "val", "test", "none")
 
@@ -51,7 +53,8 @@ def read_nwb(path: str | Path, series: Sequence[str] = ()) -> Recording:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not HDF5, lacks a table, or a table contradicts itself; says which and how.
+        ValueError: it is not HDF5, lacks a table, a table contradicts itself, or what is asked lies in another file;
+            says which and how.
     """
     import h5py
 
@@ -75,7 +78,7 @@ def _recording(file: Any, names: Sequence[str]) -> Recording:
     units, trials = _group(file, "units"), _trials(_group(file, "intervals/trials"))
     count = len(_data(units, "id"))
     times = _ragged(units, "spike_times", count)
-    observed = _ragged(units, "obs_intervals", count) if "obs_intervals" in units else []
+    observed = _ragged(units, "obs_intervals", count) if within(units, "obs_intervals") else []
     ends = [float(part[-1, -1]) for part in observed if len(part)] or [float(np.nanmax(trials["stop_time"]))]
     bins = round(max(*ends, float(trials["stop_time"][-1])) * 1000)
     spikes = np.zeros((bins, count), np.float32)
@@ -91,22 +94,24 @@ def _recording(file: Any, names: Sequence[str]) -> Recording:
         for start, stop in part.reshape(-1, 2):
             outside[int(np.ceil(round(start * 1000, 6))) : int(np.floor(round(stop * 1000, 6)))] = False
         spikes[outside, unit] = np.nan
-    heldout = _data(units, "heldout").astype(bool) if "heldout" in units else np.zeros(count, bool)
+    heldout = _data(units, "heldout").astype(bool) if within(units, "heldout") else np.zeros(count, bool)
     if len(heldout) != count:
         raise ValueError(f"units/heldout has {len(heldout)} entries for {count} units")
     return Recording(spikes, heldout, _series(file, names, bins), trials)
 
 
 def _group(file: Any, name: str) -> Any:
-    if name not in file:
+    group = within(file, name)
+    if not hasattr(group, "keys"):
         raise ValueError(f"has no /{name}; is it an NWB file with spikes and trials?")
-    return file[name]
+    return group
 
 
 def _data(group: Any, name: str) -> np.ndarray:
-    if name not in group:
+    column = within(group, name)
+    if not hasattr(column, "shape"):
         raise ValueError(f"{group.name.strip('/')} has no column {name!r}, only {sorted(group)}")
-    return group[name][()]
+    return column[()]
 
 
 def _ragged(group: Any, name: str, rows: int) -> list[np.ndarray]:
@@ -127,8 +132,9 @@ def _trials(table: Any) -> Arrays:
     if not rows:
         raise ValueError("intervals/trials is empty")
     found = {}
-    for name, column in table.items():
-        if f"{name}_index" in table or name.endswith("_index") or not hasattr(column, "shape"):
+    for name in table:
+        column = within(table, name)
+        if f"{name}_index" in set(table) or name.endswith("_index") or not hasattr(column, "shape"):
             continue  # rows of different lengths: nothing that cuts a trial
         values = column[()]
         if len(values) != rows:
@@ -148,21 +154,23 @@ def _series(file: Any, names: Sequence[str], bins: int) -> Arrays:
 
     def note(name: str, item: Any) -> None:
         parts = name.split("/")
-        if hasattr(item, "keys") and "data" in item and parts[0] in ("processing", "acquisition"):
+        if hasattr(item, "keys") and "data" in set(item) and parts[0] in ("processing", "acquisition"):
             own = parts[-2:] if len(parts) - (parts[0] == "processing") > 2 else parts[-1:]
             there["_".join(own)] = item
 
-    file.visititems(note)
+    file.visititems(note)  # goes along hard links only
     found = {}
     for name in names:
         if name not in there:
             raise ValueError(f"has no time series {name!r}, only {sorted(there)}")
-        item = there[name]
-        data = np.asarray(item["data"][()], float).reshape(len(item["data"]), -1)
-        if "timestamps" in item:
-            t = item["timestamps"][()]
-        elif "starting_time" in item and "rate" in item["starting_time"].attrs:
-            t = np.arange(len(data)) / item["starting_time"].attrs["rate"] + item["starting_time"][()]
+        stored, stamps, start = (within(there[name], part) for part in ("data", "timestamps", "starting_time"))
+        if stored is None:
+            raise ValueError(f"series {name!r} has no data: its link leads nowhere")
+        data = np.asarray(stored[()], float).reshape(len(stored), -1)
+        if stamps:
+            t = stamps[()]
+        elif start and "rate" in start.attrs:
+            t = np.arange(len(data)) / start.attrs["rate"] + start[()]
         else:
             raise ValueError(f"series {name!r} has neither timestamps nor a starting_time with a rate")
         if len(t) != len(data):

@@ -1,12 +1,18 @@
 """Worlds behind PettingZoo's parallel API, for the learners of other libraries, and environments of others as worlds.
 
-    env = parallel_env(Pursuit(1, seers=2, blind=1))
-    observations, infos = env.reset(seed=0)
-    observations, rewards, terminations, truncations, infos = env.step({agent: 4 for agent in env.agents})
-
-    world = ParallelWorld(mpe2.simple_reference_v3.parallel_env, batch=64, limit=25)      # for a `Cohort`
-
 PettingZoo runs one copy at a time and a Python dictionary each step; the worlds themselves run thousands.
+
+Example:
+    >>> from gated.commformer.worlds import Pursuit
+    >>> from gated.lab.parallel_env import ParallelWorld, parallel_env
+    >>> env = parallel_env(Pursuit(1, seers=2, blind=1))
+    >>> observations, infos = env.reset(seed=0)
+    >>> observations, rewards, terminations, truncations, infos = env.step({agent: 4 for agent in env.agents})
+    >>> sorted(rewards)
+    ['agent_0', 'agent_1', 'agent_2']
+    >>> world = ParallelWorld(lambda: parallel_env(Pursuit(1)), batch=2, limit=20)  # in which a `Cohort` can learn
+    >>> world.num_agents
+    3
 """
 
 from __future__ import annotations

@@ -1,10 +1,16 @@
 """What a population's activity was described with before deep networks: smoothing, factor analysis, GPFA.
 
-    features = smooth(spikes, sd) | FactorAnalysis | Gpfa().fit(sqrt(spikes)).means(...)        [trials, bins, features]
-    readout = fit_readout(features, counts, penalty)              Poisson regression to all neurons, the same for all
-    rates = readout(features)
+Features are smoothed counts, or factors of them (`Gpfa`, `FactorAnalysis`), [trials, bins, features]; a Poisson
+regression to all neurons, the same for all, makes rates of them. `baseline_rates` chooses each one's knobs on
+validation trials; so does `autoregression`, which predicts what follows.
 
-`baseline_rates` chooses each one's knobs on validation trials; so does `autoregression`, which predicts what follows.
+Example:
+    >>> from gated.lab.population import fit_readout, smooth
+    >>> counts = torch.poisson(torch.full((8, 20, 3), 0.5), torch.Generator().manual_seed(0))
+    >>> features = smooth(counts, sd=2.0)
+    >>> readout = fit_readout(features, counts, penalty=0.1)
+    >>> readout(features).shape
+    torch.Size([8, 20, 3])
 """
 
 from __future__ import annotations

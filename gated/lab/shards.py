@@ -1,12 +1,16 @@
 """Long studies in shards: each is computed once, lies in a file of its own, and may run on any machine.
 
-    jobs = {f"dense-{n}": {"regime": "dense", "n": n} for n in sizes}
-    with local_client() as client:  # or Client("tcp://scheduler:8786"), or Client(SLURMCluster(...))
-        results = run(shard, jobs, "build/study", client=client)
-
 A run that was stopped, however rudely, is called again with the same jobs: it reads the finished shards and computes
 the others. A shard computes on one thread, since sums over several are rounded in another order; so a loop in this
 process and a cluster of equal processors give the same numbers to the last digit.
+
+Example:
+    >>> import statistics, tempfile
+    >>> from gated.lab.shards import run
+    >>> jobs = {f"to-{n}": {"data": list(range(n))} for n in (5, 9)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run(statistics.mean, jobs, folder)  # client=local_client(), or Client("tcp://scheduler:8786"), to share it
+    {'to-5': 2, 'to-9': 4}
 """
 
 from __future__ import annotations

@@ -1,16 +1,21 @@
 """Simulated populations of spiking neurons whose latent state, and so whose true rates, are known.
 
-    population = lorenz(generator)                 chaotic; or lattice(generator): oscillators; or control(generator)
-    parts = split(population, "condition", generator)
-    parts.train.spikes[:, : population.observed, : population.heldin]       what a model may see
-
-All three have the same readout. The latents x are standardised; a neuron's log rate is a linear function of them, with
-a standard deviation of .7 over the data, and its mean rate is .2 expected counts a bin; counts are Poisson. A condition
-is one latent trajectory, a repeat is new spikes (and a new hand) on it. Splitting by repeat asks only whether known
-trajectories are denoised; splitting by condition asks for new ones.
+Chaotic (`lorenz`), oscillators (`lattice`), or neither (`control`). All three have the same readout. The latents x are
+standardised; a neuron's log rate is a linear function of them, with a standard deviation of .7 over the data, and its
+mean rate is .2 expected counts a bin; counts are Poisson. A condition is one latent trajectory, a repeat is new spikes
+(and a new hand) on it. Splitting by repeat asks only whether known trajectories are denoised; splitting by condition
+asks for new ones.
 
 The control has the lattice's stationary law at every moment, and no inertia: a model that owes its success to
 oscillations has nothing to gain on it.
+
+Example:
+    >>> from gated.lab.spikes import lattice, split
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> population = lattice(generator, conditions=10, repeats=2)
+    >>> parts = split(population, "condition", generator)
+    >>> parts.train.spikes[:, : population.observed, : population.heldin].shape  # what a model may see
+    torch.Size([14, 50, 30])
 """
 
 from __future__ import annotations

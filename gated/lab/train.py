@@ -1,10 +1,15 @@
 """Training for the book: one loop, many seeds, and budgets that must be equal before two models are compared.
 
-    model = build(seed=0)
-    curves = fit(model, loss_fn, batches, steps=200, schedule=warmup_cosine(200), seed=0)
-    curves["loss"]                                            # [200]
-
 `loss_fn(model, batch)` returns a scalar loss, or a loss and a dict of further scalars to record.
+
+Example:
+    >>> from gated.lab.train import fit, warmup_cosine
+    >>> model, x = torch.nn.Linear(1, 1), torch.linspace(-1, 1, 32)[:, None]
+    >>> def loss_fn(model, batch):
+    ...     return (model(batch) - 2 * batch).square().mean()
+    >>> curves = fit(model, loss_fn, [x], steps=200, schedule=warmup_cosine(200), progress=False, seed=0)
+    >>> curves["loss"].shape
+    torch.Size([200])
 """
 
 from __future__ import annotations
@@ -197,11 +202,6 @@ def fit_seeds(
         state = {n: x[i].detach() for n, x in {**trained, **frozen, **buffers}.items()}
         model.load_state_dict(state, strict=False)
     return _curves(record), models
-
-
-def over_seeds(fn: Callable[[int], T], seeds: Iterable[int], *, progress: bool = True, label: str = "seeds") -> list[T]:
-    """[fn(seed) for seed in seeds], with a progress bar."""
-    return [fn(seed) for seed in bar(list(seeds), label, progress)]
 
 
 def bar(items: Sequence[T], label: str = "", show: bool = True) -> Iterable[T]:

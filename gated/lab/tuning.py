@@ -1,12 +1,18 @@
 """Searches for hyperparameters with honest accounting: grid, random and TPE (Optuna), with or without pruning.
 
-    space = {"rate": Range(0, 0.9), "decay": Range(1e-6, 1e-2, log=True)}
-    found = search(train, [Tpe(space, seed, prune=True) for seed in range(5)], trials=32)
-    best_so_far(found[0], budgets=[1, 3, 8, 32], of=lambda trial: trial.detail)
-
 `train` gets a list of settings and returns a `Run` for each, so that the searches of several seeds can train their
 networks together in one ensemble, although each of them has to wait for its own results. Cost is counted in whatever
 unit `train` reports, for instance steps of a plain network.
+
+Example:
+    >>> from gated.lab.tuning import Range, Run, Tpe, best_so_far, search
+    >>> def train(settings):
+    ...     return [Run(curve=[(1.0, abs(s["rate"] - 0.3))], detail=s["rate"]) for s in settings]
+    >>> space = {"rate": Range(0, 0.9), "decay": Range(1e-6, 1e-2, log=True)}
+    >>> found = search(train, [Tpe(space, seed, prune=True) for seed in range(2)], trials=16)
+    >>> rates = best_so_far(found[0], budgets=[1, 4, 16], of=lambda trial: trial.detail)
+    >>> bool(abs(rates[-1] - 0.3) < 0.1)
+    True
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gated.gates._validation import check_float, check_sizes
+from gated.gates._validation import check_float, check_sizes, is_number
 from gated.langevinflow.objective import check_counts
 
 
@@ -31,5 +31,5 @@ def check_generator(model: nn.Module, generator: torch.Generator | None) -> None
 
 
 def check_rate(rate: float | int) -> None:
-    if not 0 <= rate < 1:
+    if not (is_number(rate) and 0 <= rate < 1):
         raise ValueError(f"rate of dropout must lie in [0, 1); got {rate}")

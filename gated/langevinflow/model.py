@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_positive, check_sizes
+from gated.gates._validation import check_choice, check_positive, check_sizes, is_number
 from gated.kernels.langevin_scan import langevin_scan
 from gated.langevinflow._validation import check_generator, check_input, check_rate, check_task
 from gated.langevinflow.integrators import check_step, exact_noise, released_noise
@@ -217,6 +217,12 @@ class LangevinFlow(nn.Module):
     Raises:
         ValueError: sizes below 1, fewer neurons or bins than observed, an unknown choice, friction outside (0, 1), a
             step at which the first lattice is unstable (the bound is in the message), options that exclude each other.
+
+    Example:
+        >>> model = LangevinFlow(observed=20, neurons=25, bins=30, dim=8)
+        >>> spikes = torch.ones(4, 25, 20)  # trials, bins that are seen, neurons that are seen
+        >>> model(spikes, torch.Generator().manual_seed(0)).log_rates.shape
+        torch.Size([4, 30, 25])
     """
 
     def __init__(
@@ -249,13 +255,15 @@ class LangevinFlow(nn.Module):
         if released and (learned_friction or quartic is not None):
             raise ValueError("learned_friction and quartic must be left out in mode 'released'")
         check_choice("ablation", ablation, (None, *get_args(Ablation)))
+        if len(periods) != 2:
+            raise ValueError(f"periods must be the shortest and the longest; got {periods}")
         for period in periods:
             check_positive("periods", period)
         self.bins, self.mode, self.kl, self.ablation = bins, mode, kl, ablation
         self.step = (0.01 if released else 1.0) if step is None else step
         self.friction = (0.55 if released else 0.1) if friction is None else friction
         check_positive("step", self.step)
-        if not 0 < self.friction < 1:
+        if not (is_number(self.friction) and 0 < self.friction < 1):
             raise ValueError(f"friction must lie in (0, 1); got {self.friction}")
         check_choice("encoder_input", encoder_input, get_args(EncoderInput))
         self.encoder = Encoder(observed, dim, source=encoder_input, rate=rate)

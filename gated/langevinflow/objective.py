@@ -20,6 +20,7 @@ from gated.gates._validation import (
     check_same_shape,
     check_sizes,
     holds_anywhere,
+    is_number,
 )
 
 ScoreRule = Literal["original", "released"]
@@ -69,6 +70,11 @@ def scored(
 
     Raises:
         ValueError: a share outside (0, 1], what is not bool, an unknown rule.
+
+    Example:
+        >>> visible = torch.tensor([True, True, False])
+        >>> scored(visible, 0.7, "original", torch.Generator().manual_seed(0)).tolist()
+        [False, False, True]
     """
     check_keep(keep)
     if visible.dtype != torch.bool:
@@ -140,7 +146,7 @@ def girsanov_kl(push: Float[Tensor, "*batch dim"], scale: float | int | Tensor) 
         >>> girsanov_kl(torch.tensor([2.0]), scale=1.0).item()
         2.0
     """
-    if not isinstance(scale, Tensor) and not scale > 0:
+    if not isinstance(scale, Tensor) and not (is_number(scale) and scale > 0):
         raise ValueError(f"scale must be positive, or a push has infinite cost; got {scale}")
     return ((push / scale) ** 2).sum(-1) / 2
 
@@ -183,7 +189,7 @@ def released_beta(bins: int, neurons: int, weight: float | int = 0.1) -> float:
 
 
 def check_keep(keep: float | int) -> None:
-    if not 0 < keep <= 1:
+    if not (is_number(keep) and 0 < keep <= 1):
         raise ValueError(f"keep must lie in (0, 1], the share of counts that is shown; got {keep}")
 
 

@@ -23,6 +23,11 @@ def ou_moments(
 
     C = integral of E(s) Q E(s)^T (Van Loan's block exponential), for saddles too; where U confines it equals
     S - E S E^T with S the stationary covariance diag(T / H, T). Raises ValueError for negative friction or temperature.
+
+    Example:
+        >>> E, C = ou_moments(torch.eye(1), friction=1.0, temperature=2.0, time=50.0)
+        >>> C.diagonal().round(decimals=3).tolist()  # at rest: T / H for the position, T for the velocity
+        [2.0, 2.0]
     """
     check_hessian(hessian)
     check_number("friction", friction, 0)
@@ -117,6 +122,11 @@ def stationary_covariance(
 
     Raises:
         ValueError: no stationary law, because M does not contract.
+
+    Example:
+        >>> S = stationary_covariance(torch.eye(1).double(), step=1.0, decay=0.5, scale=exact_noise(0.5))
+        >>> S.diagonal().tolist()  # the position is exact, the velocity 1 - h^2 / 4
+        [1.0, 0.75]
     """
     flow = step_matrix(hessian, step=step, decay=decay, scheme=scheme)
     radius = float(torch.linalg.eigvals(flow).abs().max()) if bool(flow.isfinite().all()) else math.inf
@@ -134,6 +144,12 @@ def autocorrelation_time(series: Float[Tensor, "*batch time"], window: float | i
     """tau = 1 + 2 sum_k rho_k: how many steps of the series are worth one independent draw.
 
     The sum stops at the first k >= window * tau (Sokal's automatic window). Raises ValueError for fewer than 4 steps.
+
+    Example:
+        >>> steps = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+        >>> walk = steps.cumsum(0)
+        >>> bool(autocorrelation_time(steps) < 1.2), bool(autocorrelation_time(walk) > 100)
+        (True, True)
     """
     check_float("series", series)
     check_axes("*batch time", series=series)

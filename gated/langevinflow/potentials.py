@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_float, check_positive, check_sizes
+from gated.gates._validation import check_float, check_positive, check_sizes, is_number
 
 
 class ConvPotential(nn.Module):
@@ -39,7 +39,7 @@ class ConvPotential(nn.Module):
         check_positive("eps", eps)
         if dim % 4:
             raise ValueError(f"dim must be a multiple of 4, the channels of the potential; got {dim}")
-        if not 0 <= init < math.inf:
+        if not (is_number(init) and 0 <= init < math.inf):
             raise ValueError(f"init must be a finite number of at least 0; got {init}")
         self.dim, self.eps = dim, eps
         self.weight = nn.Parameter(init * torch.randn(4, 4, 3))
@@ -159,7 +159,7 @@ def stiffness_of_periods(shortest: float | int, longest: float | int, dim: int) 
     """
     check_positive("shortest", shortest)
     check_sizes(dim=dim)
-    if not shortest <= longest < math.inf:
+    if not (is_number(longest) and shortest <= longest < math.inf):
         raise ValueError(f"longest must be finite and at least shortest={shortest}; got {longest}")
     return (2 * math.pi / torch.logspace(math.log10(shortest), math.log10(longest), dim)) ** 2
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_count, check_number, check_positive
+from gated.gates._validation import check_count, check_number, check_positive, is_number
 from gated.gates.schedules import Schedule
 from gated.langevinflow.model import Rates
 from gated.langevinflow.objective import ScoreRule, check_counts, check_rule, coordinated_dropout, poisson_nll, scored
@@ -71,7 +71,7 @@ class Trainer:
     ) -> None:
         check_count("batch", batch)
         check_rule(rule)
-        if not 0 < keep <= 1:
+        if not (is_number(keep) and 0 < keep <= 1):
             raise ValueError(f"keep must lie in (0, 1]; got {keep}")
         check_number("beta", beta, 0)
         check_count("ramp", ramp, least=0)
@@ -185,6 +185,11 @@ def predict(
 
     Raises:
         ValueError: samples below 1, several of them without a generator, an unknown mean, and as the model.
+
+    Example:
+        >>> model = GRUTransformer(observed=20, neurons=25, bins=30, dim=8)
+        >>> predict(model, torch.ones(4, 25, 20)).shape
+        torch.Size([4, 30, 25])
     """
     check_count("samples", samples)
     if mean not in ("arithmetic", "geometric"):

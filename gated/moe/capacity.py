@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated.gates._validation import check_axes, check_choice, check_count, check_number, check_sizes
+from gated.moe._validation import check_routing
 from gated.moe.routing import Routing
 
 __all__ = ["Capacity", "Priority", "expert_capacity", "limit", "token_order"]
@@ -83,6 +84,7 @@ def limit(routing: Routing, capacity: int, priority: Priority = "order") -> Rout
     """
     if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 0:
         raise ValueError(f"capacity must be an integer of at least 0; got {capacity!r}")
+    check_routing(routing)
     order = token_order(routing.weights, priority)
     # In a routing with one slot, whose "tokens" are the choices in the order of their rank, position is rank.
     queue = routing.experts[order].T.reshape(-1, 1)

@@ -89,7 +89,7 @@ def mixtral_state(layer: MoE, *, prefix: str = "", stacked: bool = True) -> dict
         for i, (w1, w3) in enumerate(both.chunk(2) for both in up):
             for name, weight in (("w1", w1), ("w2", down[i]), ("w3", w3)):
                 result[f"experts.{i}.{name}.weight"] = weight
-    return {prefix + name: tensor.contiguous() for name, tensor in result.items()}
+    return {_key(prefix, name): tensor.contiguous() for name, tensor in result.items()}
 
 
 def switch_layer(
@@ -149,7 +149,7 @@ def switch_state(layer: MoE, *, prefix: str = "") -> dict[str, Tensor]:
         result["router.classifier.bias"] = _detached(gate.score.bias)
     for i, (up, down) in enumerate(zip(_detached(experts.up), _detached(experts.down), strict=True)):
         result |= {f"experts.expert_{i}.wi.weight": up.mT, f"experts.expert_{i}.wo.weight": down.mT}
-    return {prefix + name: tensor.contiguous() for name, tensor in result.items()}
+    return {_key(prefix, name): tensor.contiguous() for name, tensor in result.items()}
 
 
 def _plain(gate: TopKGate, *, bias: bool) -> bool:
@@ -158,9 +158,17 @@ def _plain(gate: TopKGate, *, bias: bool) -> bool:
     return isinstance(score, LinearScore) and (bias or score.bias is None) and gate.temperature == 1
 
 
+def _key(prefix: str, name: str) -> str:
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix must be a word, what stands before each name; got {prefix!r}")
+    return prefix + name
+
+
 def _get(state: State, prefix: str, name: str) -> Tensor:
-    if prefix + name not in state:
-        raise ValueError(f"state must hold {prefix + name!r}; got {sorted(state)[:8]}, ...")
+    if _key(prefix, name) not in state:
+        raise ValueError(
+            f"state must hold {prefix + name!r}, or prefix={prefix!r} is another; got {sorted(state)[:8]}, ..."
+        )
     return state[prefix + name].detach()
 
 

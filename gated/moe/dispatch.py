@@ -27,7 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_float
+from gated.gates._validation import check_float, holds_anywhere
+from gated.moe._validation import check_routing, check_slots
 from gated.moe.routing import Routing, Slots
 
 __all__ = ["capacity_dispatch", "dense_dispatch", "loop_dispatch", "slots_dispatch", "sorted_dispatch"]
@@ -130,8 +131,11 @@ def capacity_dispatch(
     num_experts, capacity = routing.num_experts, routing.capacity
     if capacity is None:
         capacity = int(routing.load().max())
+    place = routing.position()
+    if x.device.type == "cpu" and holds_anywhere(place >= capacity):
+        raise ValueError(f"capacity must be at least the fullest expert's load, {int(place.max()) + 1}; got {capacity}")
     # Empty slots go to a column of their own, which is cut off: with C = 0 there is no other.
-    column = routing.experts * capacity + routing.position()
+    column = routing.experts * capacity + place
     column = column.masked_fill(routing.experts < 0, num_experts * capacity)
 
     def one_hot(values: Tensor) -> Tensor:
@@ -161,6 +165,7 @@ def slots_dispatch(x: Float[Tensor, "tokens dim"], routing: Slots, experts: Expe
         raise ValueError(
             f"routing must be Slots, from SoftMoEGate; got {type(routing).__name__}: take another dispatch"
         )
+    check_slots(routing)
     num_experts, slots = routing.dispatch.shape[1:]
     _check_sizes(x, len(routing.dispatch), num_experts, experts)
     buffers = torch.einsum("tns,td->nsd", routing.dispatch, x)
@@ -172,11 +177,7 @@ def slots_dispatch(x: Float[Tensor, "tokens dim"], routing: Slots, experts: Expe
 def _check(x: Tensor, routing: Routing, experts: Experts) -> None:
     if not isinstance(routing, Routing):
         raise ValueError(f"routing must be a Routing; got {type(routing).__name__}. For Slots take slots_dispatch")
-    if routing.experts.shape != routing.weights.shape:
-        raise ValueError(
-            f"routing must have weights and experts of one shape; got {tuple(routing.weights.shape)} and "
-            f"{tuple(routing.experts.shape)}"
-        )
+    check_routing(routing)
     _check_sizes(x, len(routing.weights), routing.num_experts, experts)
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from gated.gates._validation import is_number
 from gated.moe.routing import Routing, Slots
 
 __all__ = ["ExpertDropout"]
@@ -36,7 +37,7 @@ class ExpertDropout(nn.Module):
 
     def __init__(self, gate: nn.Module, p: float):
         super().__init__()
-        if not 0 <= p < 1:
+        if not (is_number(p) and 0 <= p < 1):
             raise ValueError(f"p must lie in [0, 1); got {p}")
         num_experts = getattr(gate, "num_experts", None)
         if not isinstance(num_experts, int):

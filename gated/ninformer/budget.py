@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_choice, check_count, check_sizes
 from gated.ninformer.gate import Variant, squeezed
 from gated.ninformer.model import Kind
 from gated.ninformer.sizes import Sizes
@@ -118,6 +118,8 @@ def matched_depths(
     if by not in ("params", "macs"):
         raise ValueError(f"by must be 'params' or 'macs'; got {by!r}")
     one, two = (getattr(network(kind, sizes, depth), by) for depth in (1, 2))
+    check_count("params", budget.params, 0)
+    check_count("macs", budget.macs, 0)
     below, rest = divmod(getattr(budget, by) - (2 * one - two), two - one)  # 2 one - two: what no block costs
     below = max(0, below)
     return below, below if below and not rest else below + 1

@@ -37,7 +37,7 @@ class Sizes:
     patch: int = 1
 
     def __post_init__(self) -> None:
-        if self.gmlp_hidden == 0:
+        if self.gmlp_hidden == 0 and isinstance(self.dim, int):
             object.__setattr__(self, "gmlp_hidden", 2 * self.dim)
         for field in fields(self):
             value = getattr(self, field.name)

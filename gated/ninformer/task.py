@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.gates._validation import check_count
+
 
 def mixing_task(
     batch: int, tokens: int = 8, dim: int = 16, *, control: bool = False, generator: torch.Generator | None = None
@@ -19,9 +21,10 @@ def mixing_task(
     Raises:
         ValueError: batch below 1, fewer than two tokens, dim odd or below 4.
     """
-    if batch < 1 or tokens < 2:
-        raise ValueError(f"batch must be at least 1 and tokens at least 2; got {batch} and {tokens}")
-    if dim < 4 or dim % 2:
+    check_count("batch", batch)
+    check_count("tokens", tokens, 2)
+    check_count("dim", dim, 4)
+    if dim % 2:
         raise ValueError(f"dim must be even and at least 4, so that signs balance; got {dim}")
     device = None if generator is None else generator.device
     half = torch.arange(dim, device=device) < dim // 2

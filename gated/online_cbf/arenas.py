@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gated.gates._validation import check_count, check_float, check_positive, check_sizes
+from gated.gates._validation import check_count, check_float, check_positive, check_sizes, is_number
 
 FAR = 100.0
 """Where absent agents and obstacles are parked: out of everybody's sight."""
@@ -94,6 +94,8 @@ def arena(
         check_count("deadline", deadline)
     if not isinstance(obstacle_radius, Tensor):
         check_positive("obstacle_radius", obstacle_radius)
+    if not isinstance(radius, Tensor) and not is_number(radius):
+        raise ValueError(f"radius must be a number, or a tensor with one for each agent; got {radius!r}")
     batch, agents = start.shape[:2]
     spots = start.new_zeros(batch, 0, 2) if obstacle is None else obstacle
     return Arena(
@@ -245,7 +247,7 @@ def log_uniform(
     Raises:
         ValueError: bounds that are not positive or not in order.
     """
-    if not 0 < low <= high < math.inf:
+    if not (is_number(low) and is_number(high) and 0 < low <= high < math.inf):
         raise ValueError(f"low and high must be positive with low <= high, got {low} and {high}")
     for axis in size:
         check_count("size", axis, least=0)
@@ -262,6 +264,12 @@ def closest(
 
     Raises:
         ValueError: positions that are not [*time, batch, agents, 2].
+
+    Example:
+        >>> a = arena(torch.tensor([[[-1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]), radius=0.25)
+        >>> gap, barrier = closest(a.start, a)
+        >>> gap.tolist(), barrier.tolist()  # 2 apart, less 0.5
+        ([1.5], [3.75])
     """
     check_float("position", position)
     if position.shape[-3:] != a.start.shape:
@@ -315,10 +323,11 @@ def _scattered(
         if not near.any():
             return out
         todo = near
-    raise ValueError(f"sigma={sigma} is so large that starts without overlap could not be drawn in 100 tries")
+    raise ValueError(f"sigma={sigma} or radius={radius} is so large that starts could not be drawn without overlap")
 
 
 def _check(a: Arena) -> None:
+    check_float("start", a.start)
     if a.start.ndim != 3 or 0 in a.start.shape[:2]:
         raise ValueError(f"start must have shape [batch >= 1, agents >= 1, 2], got {tuple(a.start.shape)}")
     batch, agents = a.start.shape[:2]
@@ -357,4 +366,7 @@ def _check(a: Arena) -> None:
         if gap.numel() and (far := gap.min().item()) < -slack:
             where = int(gap.flatten(1).amin(1).argmin())
             what = "other starts" if value.ndim == 3 else "obstacles"
-            raise ValueError(f"{name} must not overlap with {what}; in problem {where} discs overlap by {-far:.3g}")
+            raise ValueError(
+                f"{name} must not overlap with {what}; in problem {where} discs overlap by {-far:.3g}: put them "
+                "further apart, or make `radius` or `obstacle_radius` smaller"
+            )

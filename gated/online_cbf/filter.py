@@ -13,6 +13,7 @@ positive strengths zeta, different from agent to agent and from step to step, an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_count, check_number, check_positive
+from gated.gates._validation import check_count, check_float, check_number, check_positive, is_number
 from gated.kernels.barrier_qp import barrier_qp
 from gated.online_cbf.arenas import Arena
 
@@ -65,7 +66,7 @@ class SafetyFilter:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         for name in ("dt", "max_speed", "epsilon", "xi", "gain", "tolerance"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
+            if not (is_number(value) and 0 < value < math.inf):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         check_count("eta", self.eta)
         if self.nearest is not None:
@@ -87,6 +88,17 @@ class AgentState(NamedTuple):
     step: int
 
 
+def check_state(a: Arena, state: AgentState) -> None:
+    check_float("position", state.position)
+    check_float("velocity", state.velocity)
+    check_count("step", state.step, 0)
+    for name, shape in (("position", a.start.shape), ("velocity", a.start.shape), ("arrived", a.start.shape[:2])):
+        if getattr(state, name).shape != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}; got {list(getattr(state, name).shape)}")
+    if state.arrived.dtype != torch.bool:
+        raise ValueError(f"arrived must be true or false for each agent; got {state.arrived.dtype}")
+
+
 def class_k(
     h: Float[Tensor, "*shape"],
     zeta: float | int | Float[Tensor, "*#shape"],
@@ -102,6 +114,7 @@ def class_k(
         >>> class_k(torch.tensor([0.5]), zeta=2.0).item()
         1.0
     """
+    check_float("h", h)
     check_count("eta", eta)
     if dt is not None:
         check_positive("dt", dt)
@@ -122,6 +135,7 @@ def barrier_rows(
         ValueError: strengths of another shape, and on a CPU also negative or not finite ones, and positions that are
             not finite; with `nearest`, a neighbour left out that could be touched in this step.
     """
+    check_state(a, state)
     agents, obstacles = _strengths(a, zeta)
     if not a.start.is_cuda and not torch.compiler.is_compiling():
         _check_values(state.position, agents, obstacles)
@@ -188,6 +202,8 @@ def _strengths(a: Arena, zeta: Strength) -> tuple[Tensor, Tensor]:
         if zeta.shape != (batch, agents, 2):
             raise ValueError(f"zeta must have shape {[batch, agents, 2]}, got {list(zeta.shape)}")
         return zeta[..., :1], zeta[..., 1:]
+    if not isinstance(zeta, Sequence):
+        raise ValueError(f"zeta must be a tensor, or a pair of them; got {type(zeta).__name__}")
     shapes = [list(z.shape) for z in zeta]
     if shapes != [[batch, agents, agents], [batch, agents, obstacles]]:
         raise ValueError(

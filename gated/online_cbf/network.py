@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_number, check_positive, check_sizes
+from gated.gates._validation import check_number, check_positive, check_sizes, is_number
 from gated.online_cbf.arenas import Arena
-from gated.online_cbf.filter import AgentState
+from gated.online_cbf.filter import AgentState, check_state
 from gated.online_cbf.rollout import Tuner
 
 
@@ -45,8 +45,9 @@ def observe(
         ValueError: a distance that is negative or NaN.
     """
     for name, reach in (("communication", communication), ("sensing", sensing)):
-        if not reach >= 0:
+        if not (is_number(reach) and reach >= 0):
             raise ValueError(f"{name} must be at least 0, got {reach}")
+    check_state(a, state)
     delta = state.position[:, None] - state.position[:, :, None]  # [i, j]: from i to j
     square = delta.square().sum(-1)
     barrier = square - (a.radius[:, :, None] + a.radius[:, None]).square()
@@ -136,7 +137,7 @@ class GraphTuner(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < low < start < high < math.inf:
+        if not (all(map(is_number, (low, start, high))) and 0 < low < start < high < math.inf):
             raise ValueError(f"low, start and high must be positive and rise, got {low}, {start} and {high}")
         check_number("log_std", log_std, -math.inf)
         check_positive("communication", communication)

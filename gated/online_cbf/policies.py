@@ -25,11 +25,15 @@ def constant(
     Raises:
         ValueError: a number that is negative or not finite; when it is called, strengths that do not fit
             [batch, agents].
+
+    Example:
+        >>> way = doorway(2, generator=torch.Generator().manual_seed(0))
+        >>> strengths = constant(2.0, obstacles=5.0)(way, initial_state(way, SafetyFilter()))
+        >>> strengths[0, 0].tolist()  # towards agents, and towards obstacles
+        [2.0, 5.0]
     """
     obstacles = agents if obstacles is None else obstacles
-    for name, strength in (("agents", agents), ("obstacles", obstacles)):
-        if not isinstance(strength, Tensor):
-            check_number(name, strength, 0)
+    _check_strengths(agents=agents, obstacles=obstacles)
 
     def policy(a: Arena, state: AgentState) -> Strength:
         like = state.position
@@ -63,7 +67,7 @@ def random_strengths(
     """
     if redraw is not None:
         check_count("redraw", redraw)
-    check_number("obstacles", obstacles, 0)
+    _check_strengths(obstacles=obstacles)
     log_uniform((), low, high, torch.Generator())  # its errors, now
     held: list[Tensor] = []
 
@@ -87,8 +91,7 @@ def nearer_first(high: float | int, low: float | int, obstacles: float | int) ->
     Raises:
         ValueError: a strength that is negative or not finite.
     """
-    for name, strength in (("high", high), ("low", low), ("obstacles", obstacles)):
-        check_number(name, strength, 0)
+    _check_strengths(high=high, low=low, obstacles=obstacles)
 
     def policy(a: Arena, state: AgentState) -> Strength:
         out = state.position - a.centre[:, None]
@@ -112,9 +115,13 @@ def keep_right(high: float | int, low: float | int, obstacles: float | int) -> T
 
     Raises:
         ValueError: a strength that is negative or not finite.
+
+    Example:
+        >>> way = doorway(2, generator=torch.Generator().manual_seed(0))
+        >>> keep_right(high=6.0, low=0.5, obstacles=5.0)(way, initial_state(way, SafetyFilter()))[0].shape
+        torch.Size([2, 2, 2])
     """
-    for name, strength in (("high", high), ("low", low), ("obstacles", obstacles)):
-        check_number(name, strength, 0)
+    _check_strengths(high=high, low=low, obstacles=obstacles)
 
     def policy(a: Arena, state: AgentState) -> Strength:
         way = a.goal - a.start
@@ -124,3 +131,10 @@ def keep_right(high: float | int, low: float | int, obstacles: float | int) -> T
         return agents, way.new_full((*way.shape[:2], a.obstacle.shape[1]), obstacles)
 
     return policy
+
+
+def _check_strengths(**strengths: float | int | Tensor) -> None:
+    """By name; what tensors hold is checked where they are used."""
+    for name, strength in strengths.items():
+        if not isinstance(strength, Tensor):
+            check_number(name, strength, 0)

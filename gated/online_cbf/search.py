@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_sizes
+from gated.gates._validation import check_sizes, is_number
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import SafetyFilter
 from gated.online_cbf.measures import navigation
@@ -53,8 +53,10 @@ def grid_search(
     """
     if not len(pairs):
         raise ValueError("pairs must hold at least one pair of strengths, got none")
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and all(map(is_number, pair)) for pair in pairs):
+        raise ValueError(f"pairs must be two strengths each, finite and not negative, got {pairs}")
     strengths = torch.tensor(pairs, dtype=a.start.dtype, device=a.start.device)
-    if strengths.shape != (len(pairs), 2) or not bool(((strengths >= 0) & strengths.isfinite()).all()):
+    if not bool(((strengths >= 0) & strengths.isfinite()).all()):
         raise ValueError(f"pairs must be two strengths each, finite and not negative, got {pairs}")
     drove = navigation(_drive(a, strengths, rule), rule)
     shape = (len(pairs), len(a))
@@ -96,7 +98,7 @@ def cross_entropy(
         ValueError: low and high not positive and rising, fewer than 2 of the elite or more than the population.
     """
     check_sizes(iterations=iterations, population=population, elite=elite)
-    if not 0 < low < high < math.inf:
+    if not (is_number(low) and is_number(high) and 0 < low < high < math.inf):
         raise ValueError(f"low < high must be positive and finite; got {low} and {high}")
     if not 2 <= elite <= population:
         raise ValueError(f"elite must lie in 2..population, got {elite} of {population}")

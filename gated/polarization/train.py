@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gated.backbones import ResNet
-from gated.gates._validation import check_axes, check_float, check_int, check_number, check_sizes
+from gated.gates._validation import check_axes, check_float, check_int, check_number, check_sizes, is_number
 from gated.polarization.cost import costs, gate_macs
 from gated.polarization.losses import activation_loss, check_cost, check_share, polarization_loss
 from gated.polarization.network import GatedResNet, check_images
@@ -146,7 +146,7 @@ def one_pass(
         ValueError: shares that are not 0 <= warmup <= noisy <= latest <= 1, steps or every below 1, too few batches, a
             model that is frozen already, and as the parts.
     """
-    if not 0 <= warmup <= noisy <= latest <= 1:
+    if not (all(map(is_number, (warmup, noisy, latest))) and 0 <= warmup <= noisy <= latest <= 1):
         raise ValueError(f"0 <= warmup <= noisy <= latest <= 1 must hold, got {warmup}, {noisy}, {latest}")
     check_sizes(steps=steps, every=every)
     check_images("held_out", held_out, model.net.in_channels)
@@ -173,7 +173,7 @@ def one_pass(
                 frozen_at = step
         if step == steps:
             break
-        x, y = _next(source, step, steps)[:2]
+        x, y = pair("batches", _next(source, step, steps))
         ramp = min(1.0, (step / steps - warmup) / (latest - warmup)) if latest > warmup else 1.0
         started = step >= warmup * steps
         losses.append(
@@ -219,6 +219,13 @@ def freeze_pattern(
     return pattern
 
 
+def pair(name: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch."""
+    if isinstance(batch, str | Tensor) or not isinstance(batch, Sequence) or len(batch) < 2:
+        raise ValueError(f"{name} must give pairs of images and labels; got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
 @torch.no_grad()
 def evaluate(model: GatedResNet | ResNet, loader: Iterable[Any]) -> Evaluation:
     """Accuracy in evaluation mode over batches of (images, labels), and the mean cost of an input.
@@ -230,7 +237,8 @@ def evaluate(model: GatedResNet | ResNet, loader: Iterable[Any]) -> Evaluation:
     model.eval()
     right, number, used = 0, 0, 0.0
     try:
-        for x, y in loader:
+        for batch in loader:
+            x, y = pair("loader", batch)
             net = model.net if isinstance(model, GatedResNet) else model
             size = costs(net, *x.shape[2:])
             logits, spent = model(x), float(size.total_macs)

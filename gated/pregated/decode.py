@@ -116,6 +116,16 @@ def decode(
     Raises:
         ValueError: a budget too small, with the bytes that are needed; a store or a design that does not fit the model.
         FetchError: experts did not arrive.
+
+    Example:
+        >>> import tempfile
+        >>> model = PreGatedDecoder(vocab=16, dim=8, hidden=16, blocks=2, num_experts=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_experts([layer.experts for layer in model.layers], f"{folder}/experts.safetensors")
+        ...     with ExpertStore(f"{folder}/experts.safetensors") as store:
+        ...         found = decode(without_experts(model), store, torch.tensor([[1, 2, 3]]), "pre_gated", new_tokens=2)
+        >>> found.tokens.shape
+        torch.Size([1, 2])
     """
     _check(model, store, tokens, design, new_tokens, policy)
     if budget_bytes is not None:

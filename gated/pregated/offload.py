@@ -25,7 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gated.gates._validation import check_number
+from gated.gates._validation import check_count, check_number
 from gated.pregated.cache import Policy
 from gated.pregated.layers import ExpertWeights
 from gated.pregated.store import ExpertStore, StoreError
@@ -63,6 +63,7 @@ class FastTier:
         policy: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        check_count("budget_bytes", budget_bytes)
         self.expert_bytes, self.budget_bytes, self._view = store.expert_bytes, budget_bytes, store.view
         if self.expert_bytes % 128:
             raise ValueError(f"store must hold matrices of a multiple of 64 bytes, got {self.expert_bytes // 2}")
@@ -234,6 +235,8 @@ class StreamCopy:
     def __init__(
         self, store: ExpertStore, device: torch.device | str, *, cuda: Any = torch.cuda, pinned: bool = True
     ) -> None:
+        if not isinstance(pinned, bool):
+            raise ValueError(f"pinned must be True or False; got {pinned!r}")
         try:
             self._source = store.whole(pinned=pinned)
         except StoreError as error:

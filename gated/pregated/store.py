@@ -30,6 +30,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from gated.gates._validation import is_number
 from gated.pregated.layers import Experts
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -125,7 +126,7 @@ class ExpertStore:
         bytes_per_second: float | int | None = None,
         cold: bool = False,
     ) -> None:
-        if bytes_per_second is not None and not bytes_per_second > 0:
+        if bytes_per_second is not None and not (is_number(bytes_per_second) and bytes_per_second > 0):
             raise ValueError(f"bytes_per_second must be above 0, or None for no limit; got {bytes_per_second}")
         if cold and not hasattr(os, "posix_fadvise"):
             raise ValueError("cold must be False here: this system cannot drop pages from its cache")

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_choice, check_sizes, is_number
 
 Kind = Literal["continuous", "discrete"]
 Scale = Literal["linear", "log"]
@@ -62,7 +62,8 @@ class Hyperparameter:
         check_choice("kind", self.kind, get_args(Kind))
         check_choice("scale", self.scale, get_args(Scale))
         high = math.inf if self.high is None else self.high
-        if not -math.inf < self.low < high or (self.high is not None and not math.isfinite(self.high)):
+        numbers = is_number(self.low) and is_number(high)
+        if not (numbers and -math.inf < self.low < high) or (self.high is not None and not math.isfinite(self.high)):
             raise ValueError(f"{self.name}: low and high must be finite, low < high; got {self.low} and {self.high}")
         if self.scale == "log" and (self.low < 0 or (self.low == 0 and self.high is not None)):
             raise ValueError(f"{self.name}: low must be positive on a log scale with two ends; got {self.low}")
@@ -85,6 +86,8 @@ class Hyperparameter:
 
     def inverse(self, value: Float[Tensor, "*batch"] | float | int) -> Float[Tensor, "*batch"]:
         """raw of a value before its floor (float64 for a number); -inf and inf at the ends. ValueError outside."""
+        if not isinstance(value, Tensor) and not is_number(value):
+            raise ValueError(f"{self.name} must be a number, got {value!r}")
         value = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
         high = math.inf if self.high is None else self.high
         if not bool(((value >= self.low) & (value <= high)).all()):
@@ -137,10 +140,12 @@ class Hyperparameters(nn.Module):
     ) -> None:
         super().__init__()
         self.all = tuple(hyperparameters)
+        if not all(isinstance(each, Hyperparameter) for each in self.all):
+            raise ValueError(f"hyperparameters must each be a `Hyperparameter`; got {hyperparameters!r}")
         if not self.all or len(set(self.names)) < len(self.all):
             raise ValueError(f"hyperparameters must be at least one, with different names; got {self.names}")
         scales = list(scale) if isinstance(scale, Sequence) else [scale] * len(self.all)
-        if len(scales) != len(self.all) or not all(0 < s < math.inf for s in scales):
+        if len(scales) != len(self.all) or not all(is_number(s) and 0 < s < math.inf for s in scales):
             raise ValueError(f"scale must be positive and finite, one number or {len(self.all)}; got {scale}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.raw = nn.Parameter(torch.tensor([h.place(h.start) for h in self.all], device=device, dtype=dtype))

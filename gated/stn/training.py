@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from gated.gates._validation import check_count, check_sizes
+from gated.gates._validation import check_count, check_sizes, is_number
 from gated.stn.hyperparameters import Hyperparameters
 from gated.stn.layers import ResponseLayer
 from gated.stn.selftune import SelfTuned
@@ -119,13 +119,13 @@ class Trainer:
     ) -> None:
         self.models = [model] if isinstance(model, SelfTuned) else list(model)
         self.ensemble = not isinstance(model, SelfTuned)
-        seeds = [seed] if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed]
         _check(self.models, self.ensemble, seeds, train, valid, schedule, linearised)
         check_sizes(batch=batch, train_steps=train_steps, valid_steps=valid_steps)
         if valid_batch is not None:
             check_sizes(valid_batch=valid_batch)
         check_count("warmup", warmup, least=0)
-        if not 0 <= entropy < float("inf"):
+        if not (is_number(entropy) and 0 <= entropy < float("inf")):
             raise ValueError(f"entropy must not be negative, got {entropy}")
         self.loss, self.augment, self.penalty, self.entropy = loss, augment, penalty, entropy
         self.warmup, self.train_steps, self.valid_steps = warmup, train_steps, valid_steps
@@ -412,10 +412,10 @@ def _check(
     schedule: Tensor | None,
     linearised: bool,
 ) -> None:
-    if any(isinstance(seed, bool) for seed in seeds):
+    if any(isinstance(seed, bool) or not isinstance(seed, int) for seed in seeds):
         raise ValueError(f"seed must be whole numbers; got {seeds}")
     if not models or len(seeds) != len(models):
-        raise ValueError(f"model must be at least one, with a seed each; got {len(models)} and {len(seeds)} seeds")
+        raise ValueError(f"model and seed must be at least one, and a seed each; got {len(models)} and {len(seeds)}")
     if len({id(m.hyperparameters) for m in models}) < len(models):
         raise ValueError("model must have hyperparameters of its own for each run, got some that two runs share")
     if linearised and not all(m.centred for m in models):

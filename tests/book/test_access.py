@@ -44,23 +44,75 @@ def test_axe_finds_nothing_serious(opened, built_site, scheme, viewport):
     page, faults = None, {}
     for name in pages(built_site):
         page = opened(name, scheme, viewport, page)
-        page.evaluate("access.fewer()")
+        page.evaluate("access.unfold(); access.fewer()")
         page.evaluate(AXE_SCRIPT)
         if found := page.evaluate("access.serious()"):
             faults[name] = found
     assert page is not None and faults == {}
 
 
+def test_axe_finds_nothing_serious_on_a_whole_page(opened):
+    """Nothing is taken out before, and axe looks at the contrast itself."""
+    page = opened("book/gates")
+    page.evaluate("access.unfold()")
+    page.evaluate(AXE_SCRIPT)
+    assert page.evaluate("access.serious(true)") == []
+
+
+@pytest.mark.parametrize("name", ["book/gates", "book/gla", "book/claims", "book/api/gated.gates"])
+def test_what_scrolls_on_a_phone_answers_to_keys(opened, name):
+    """Long lines of code, folded ones too, wide formulas and tables; not every browser scrolls by keys of its own."""
+    page = opened(name, "light", PHONE)
+    if page.locator(".math").count():
+        page.wait_for_function("window.MathJax?.startup?.promise?.then(() => document.fonts.ready)")
+    page.evaluate("access.unfold()")
+    page.wait_for_timeout(500)  # the theme looks 0.3 s after a change
+    assert page.evaluate("access.stuck()") == []
+
+
 # Contrast -----------------------------------------------------------------------------------------------------
+
+
+FAULTY = """<div class="bd-container"><svg width="300" height="200"><rect width="100" height="50" fill="#0072b2" />
+<rect x="100" width="100" height="50" fill="#f0a83a" /><text x="10" y="30" fill="#fff">white on blue</text>
+<text class="a" x="110" y="30" fill="#fff">on orange</text><text class="b" x="10" y="100" fill="#fff">on white</text>
+<text x="110" y="45" fill="#fff" style="paint-order: stroke; stroke: #000a; stroke-width: 3px">rim</text>
+<text class="c" x="10" y="45" fill="#003">dark on blue</text></svg>
+<div data-explorable="x"><svg><path d="M0 9H99" stroke="#ddd" stroke-width="2" /><path d="M0 9H9" stroke="#333" /></svg>
+<button style="outline: none">no ring</button> <button style="outline: 3px solid red">always a ring</button>
+<style>#ringed:focus { outline: 2px solid }</style><button id="ringed">a ring</button></div>
+<details><summary>more</summary>
+<pre style="width: 50px; overflow: auto" tabindex="-1">a long line of code</pre></details>
+</div>"""
+
+
+def test_what_is_measured_here_is_noticed(browser):
+    """White on white and on orange, dark on blue, a pale curve, code that no key scrolls, a ring that says nothing."""
+    page = browser.new_page()
+    page.set_content(FAULTY)
+    page.add_script_tag(path=SCRIPT)
+    page.evaluate("access.unfold()")
+    words = page.evaluate("access.words()")
+    assert {key.partition(" ")[0] for key in words} == {"text.a", "text.b", "text.c"}
+    assert list(page.evaluate("access.curves()").values()) == ["1.36"]
+    assert [one[:4] for one in page.evaluate("access.stuck()")] == ["<pre"]
+    page.evaluate("access.remember()")
+    seen = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("access.focused(document.body).seen"))
+    assert seen == [False, False, True]
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_and_curves_stand_out(opened, built_site, scheme):
-    """WCAG's 4.5:1 for words (3:1 for large ones) and 3:1 for curves, of the colours that the browser computes."""
+    """WCAG's 4.5:1 for words (3:1 for large ones), on the page and on the marks of figures, and 3:1 for curves, of the
+    colours that the browser computes."""
     page, faults = None, {}
     for name in pages(built_site):
         page = opened(name, scheme, DESK, page)
-        if found := page.evaluate("({ ...access.words(), ...access.curves() })"):
+        if found := page.evaluate("access.unfold(), { ...access.words(), ...access.curves() }"):
             faults[name] = found
     assert page is not None and faults == {}
 
@@ -71,8 +123,10 @@ def test_words_and_curves_stand_out(opened, built_site, scheme):
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_tab_reaches_every_control_and_leaves(opened, name):
     page = opened(f"book/{name}")
+    page.evaluate("access.remember()")
     for figure in page.locator("[data-explorable]").all():
         wanted = figure.evaluate("one => access.stops(one)")
+        assert wanted > 0, "a figure without controls"
         figure.evaluate("one => { one.tabIndex = -1; one.focus(); }")
         reached = []
         for _ in range(wanted + 3):
@@ -85,6 +139,22 @@ def test_tab_reaches_every_control_and_leaves(opened, name):
         else:
             pytest.fail(f"the keyboard does not leave the figure: {reached[-1]}")
         assert len(reached) >= wanted, (wanted, reached)
+
+
+def test_tab_goes_through_a_whole_page(opened):
+    """From the page's top to its end; what has the focus is always seen, and in the window."""
+    page = opened("book/gates")
+    page.evaluate("access.remember()")
+    wanted, reached = page.evaluate("access.stops(document.body)"), []
+    whole = page.locator("body")
+    while len(reached) < 2 * wanted:
+        page.keyboard.press("Tab")
+        now = whole.evaluate("one => access.focused(one)")
+        if now is None:
+            break
+        assert now["seen"], f"the focus cannot be seen on {now['what']}"
+        reached.append(now["what"])
+    assert wanted <= len(reached) < 2 * wanted, (wanted, reached[-5:])
 
 
 def test_skip_link_leads_past_the_sidebar(opened):
@@ -119,10 +189,20 @@ def test_icons_are_drawn_by_the_small_font(opened):
 
 # On paper -----------------------------------------------------------------------------------------------------
 
+# What reaches over the right edge of the paper; a picture or a formula counts as a whole.
+BEYOND = """[...document.querySelectorAll("article *")].filter((one) => {
+  const box = one.getBoundingClientRect();
+  return box.width > 1 && box.right > innerWidth + 1 && !one.parentElement.closest("svg, mjx-container, .gx-aria");
+}).map((one) => one.outerHTML.slice(0, 150))"""
+
 
 def test_paper_has_no_controls_and_says_where_links_lead(opened):
-    page = opened("book/gla")
+    page = opened("book/gla", viewport={"width": 674, "height": 1000})  # A4 without its margins
     page.emulate_media(media="print")
+    assert page.evaluate(BEYOND) == []
+    assert not any(one.is_visible() for one in page.locator(".tag_hide-input details.hide").all())
+    assert all(one.is_visible() for one in page.locator(".tag_hide-cell details.hide pre").all())
+    assert not any(one.is_visible() for one in page.locator("details.hide > summary").all())
     for css in (".bd-sidebar-primary", ".bd-sidebar-secondary", ".gx-controls", ".headerlink", ".bd-header-article"):
         assert not any(one.is_visible() for one in page.locator(css).all()), css
     outward = page.locator("article a[href^='http']").first

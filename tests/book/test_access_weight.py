@@ -1,7 +1,12 @@
 """What a first visit costs: bytes over the line, and the time until the first figure answers on a slow phone line.
 
-Counted is all that a fresh browser asks of the server for a page, compressed as hosts of static pages do (gzip for
-text; fonts and pictures as they are). The line has 1.6 Mbit/s and 150 ms to each request, as Chromium emulates it.
+Counted is all that a fresh browser asks of the server for a page to its end, compressed as hosts of static pages do
+(gzip for text; fonts and pictures as they are).
+
+The line has 1.6 Mbit/s and 150 ms to each request, the numbers of WebPageTest's fast 3G. Where a browser delays whole
+requests, as here, developer tools take 562.5 ms and 1.44 Mbit/s instead, for the handshakes that it leaves out. A page
+takes two requests before it is painted, itself and its style sheet: on that harsher line 1.1 s are gone before a byte
+of either counts, so it has bounds of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +25,12 @@ pytestmark = pytest.mark.clock
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted(p.stem for p in (ROOT / "book").glob("*.ipynb") if "data-explorable" in p.read_text(encoding="utf-8"))
 TEXT = {".html", ".css", ".js", ".svg"}
-BYTES, SECONDS = 600_000, 1.0
-LINE = {"offline": False, "latency": 150, "downloadThroughput": 1.6e6 / 8, "uploadThroughput": 0.75e6 / 8}
+BYTES, WORST_BYTES = 600_000, 1_200_000
+LINES = {
+    "phone": {"latency": 150, "downloadThroughput": 1.6e6 / 8, "uploadThroughput": 0.75e6 / 8},
+    "harsher": {"latency": 562.5, "downloadThroughput": 0.9 * 1.6e6 / 8, "uploadThroughput": 0.9 * 0.75e6 / 8},
+}
+BOUNDS = {"phone": (1.0, 2.0, 3), "harsher": (2.0, 3.0, 1)}  # seconds of the median chapter and of the worst; visits
 
 # Runs before the page's own scripts: the time at which a first figure has been painted and answers to its slider.
 WATCH = """() => {
@@ -110,27 +119,32 @@ def visit(browser, host):
         context.close()
 
 
-def test_median_page_is_below_600_kb(visit, built_site):
+def test_pages_are_light(visit, built_site):
     totals = {}
     for name in sorted(path.stem for path in (built_site / "book").glob("*.html")):
         page, asked, got = visit(name)
         page.wait_for_load_state("networkidle")
         if page.locator(".math").count():
             page.wait_for_function("window.MathJax?.startup?.promise?.then(() => document.fonts.ready)")
-            page.wait_for_load_state("networkidle")
+        page.evaluate("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
+        page.wait_for_load_state("networkidle")
         totals[name] = sum(size for request, size in got.items() if asked[request].startswith("http"))
     assert statistics.median(totals.values()) < BYTES, totals
     assert statistics.median(totals[name] for name in CHAPTERS) < BYTES, totals
+    assert max(totals.values()) < WORST_BYTES, totals
 
 
-def test_first_figure_answers_within_a_second_on_a_slow_line(visit):
-    times = {}
+@pytest.mark.parametrize("line", LINES)
+def test_first_figure_answers_on_a_slow_line(visit, line):
+    """Each time is the median of the visits; where two of three are good it is no worse than the slower of them."""
+    times, (usual, worst, visits) = {}, BOUNDS[line]
     for name in CHAPTERS:
         tries: list[float] = []
-        while len(tries) < 3 and min(tries, default=9) > SECONDS:  # the best of three is what the page needs
-            page, _, _ = visit(name, **LINE)
+        while len(tries) < min(2, visits) or (len(tries) < visits and max(tries) > usual):
+            page, _, _ = visit(name, offline=False, **LINES[line])
             page.wait_for_function("window.answered", timeout=20_000)
             tries.append(page.evaluate("window.answered") / 1e3)
             page.close()
-        times[name] = min(tries)
-    assert statistics.median(times.values()) <= SECONDS, times
+        times[name] = statistics.median(tries) if len(tries) == visits else max(tries)
+    assert statistics.median(times.values()) <= usual, times
+    assert max(times.values()) <= worst, times

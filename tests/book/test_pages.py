@@ -172,8 +172,9 @@ def test_every_chapter_offers_colab_from_its_own_file(built_site, tool):
         .repository()
         .replace("https://github.com/", "https://colab.research.google.com/github/")
     )
+    version = tool("bootstrap").version()
     for name in NOTEBOOKS:
-        assert f"{place}/blob/main/{name}.ipynb" in (built_site / f"{name}.html").read_text(encoding="utf-8")
+        assert f"{place}/blob/v{version}/{name}.ipynb" in (built_site / f"{name}.html").read_text(encoding="utf-8")
 
 
 def test_pages_are_light(built_site):

@@ -21,8 +21,9 @@ OBVIOUS = {
     "top-k": "gates", "softmax": "gates", "mixture of experts": "moe", "linear attention": "gla",
     "pruning": "polarization", "calibration": "jeidnn", "adversarial": "advmoe", "hyperparameter": "stn",
     "langevin": "langevinflow", "multi-agent": "commformer", "offloading": "pregated", "dropout": "stn",
-    "identifiability": "temperature_theory", "EM": "moe", "MLP-Mixer": "ninformer", "safety filter": "online_cbf",
-    "capacity": "moe", "expert choice": "moe", "policy gradient": "commformer", "voronoi": "topk_theory",
+    "identifiability": "temperature_theory", "EM algorithm": "moe", "MLP-Mixer": "ninformer",
+    "safety filter": "online_cbf", "capacity": "moe", "expert choice": "moe", "policy gradient": "commformer",
+    "voronoi": "topk_theory",
     "notation": "notation", "glossary": "glossary", "claims": "claims", "references": "references",
 }  # fmt: skip
 
@@ -80,6 +81,9 @@ def test_the_map_is_a_table_that_agrees_with_the_chapters(soup):
     table = page.select_one(".gated-map")
     columns = [th.get_text() for th in table.select("thead th[scope=col]")]
     assert columns == list(FACTS["decides"].values()) and table.caption
+    legend = {span["class"][0]: span.get_text() for span in table.caption.select("span")}
+    shown = {(item["class"][0], item.small.get_text()) for item in table.select("li")}
+    assert shown == set(legend.items()) and len(shown) == 3
     found = set()
     for row in table.select("tbody tr"):
         flow = row.select_one("th[scope=row]").get_text()
@@ -149,7 +153,7 @@ def results(browser, site_url):
     page = context.new_page()
     page.add_init_script("window.fetch = () => new Promise(() => {})")  # for the excerpts below each result: not needed
 
-    def ask(words: str, first: int = 5) -> list[str]:
+    def ask(words: str, first: int) -> list[str]:
         page.goto(f"{site_url}/search.html?q={words.replace(' ', '+')}")
         page.wait_for_function(SHOWN, arg=first)
         links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
@@ -161,8 +165,18 @@ def results(browser, site_url):
 
 @pytest.mark.parametrize("words", OBVIOUS)
 def test_the_search_finds_the_obvious(results, words):
-    found = results(words)
+    found = results(words, 3)
     assert OBVIOUS[words] in found, found
+
+
+def test_a_title_leads_to_its_page_first(results, soup):
+    for page in FACTS["chapter"] + FACTS["page"]:
+        title = soup(page["name"]).select_one("article h1").contents[0].get_text()
+        assert results(title, 1) == [page["name"]], title
+
+
+def test_a_method_of_two_chapters_leads_to_both(results):
+    assert set(results("EM", 3)) == {"topk_theory", "temperature_theory", "glossary"}
 
 
 def test_every_word_that_should_lead_to_a_page_does(built_site):

@@ -169,6 +169,13 @@ def test_hard_concrete_gradients():
     assert logits.grad.tolist() == [0, 0]
 
 
+def test_the_module_starts_half_open_with_the_numbers_of_the_paper():
+    gate = HardConcrete(2)
+    assert gate.log_alpha.tolist() == [0, 0]
+    assert (gate.temperature, gate.low, gate.high) == (2 / 3, -0.1, 1.1)
+    assert HardConcrete(2, log_alpha=1).log_alpha.dtype == torch.get_default_dtype()
+
+
 def test_hard_concrete_module():
     gate = HardConcrete(4, log_alpha=0.3)
     z = gate(generator(5))

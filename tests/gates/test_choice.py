@@ -45,6 +45,13 @@ def test_top_p_is_strict_and_grows_with_p():
         assert (fewer <= more).all()
 
 
+def test_top_p_of_one_keeps_all_where_sums_are_rounded_up():
+    logits = 8 * normal(2000, 9).float()
+    ranked = g.softmax_gate(logits).sort(descending=True).values
+    assert (ranked.cumsum(-1)[:, :-1] > 1).any()
+    assert (g.top_p_gate(logits, 1.0) > 0).all()
+
+
 @given(data=st.data(), tokens=st.integers(1, 7), gates=st.integers(1, 4))
 def test_expert_choice_by_a_loop(data, tokens, gates):
     values = st.lists(st.integers(-16, 16), min_size=tokens * gates, max_size=tokens * gates)

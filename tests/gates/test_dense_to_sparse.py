@@ -37,6 +37,11 @@ def test_the_largest_stays_if_all_are_under_the_threshold():
     assert dense_to_sparse_gate(torch.zeros(3), 0.5, generator=None).tolist() == pytest.approx([1 / 3, 0, 0])
 
 
+def test_a_weight_at_the_threshold_goes():
+    assert dense_to_sparse_gate(torch.zeros(2), 0.5, generator=None).tolist() == [0.5, 0]
+    assert dense_to_sparse_gate(torch.zeros(2), 0.49, generator=None).tolist() == [0.5, 0.5]
+
+
 def test_module_follows_its_schedule_and_resumes():
     gate = DenseToSparseGate(linear_schedule(2.0, 0.5, 3), 0.05)
     seen = []
@@ -45,6 +50,7 @@ def test_module_follows_its_schedule_and_resumes():
         found = gate(LOGITS, generator(2))
         assert torch.equal(found, dense_to_sparse_gate(LOGITS, 0.05, seen[-1], generator=generator(2)))
         gate.advance()
+    assert gate.step.dtype == torch.long
     assert seen == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.5])
     resumed = DenseToSparseGate(linear_schedule(2.0, 0.5, 3), 0.05)
     resumed.load_state_dict(gate.state_dict())

@@ -36,6 +36,11 @@ def test_shapes_that_do_not_fit(axes, shapes, message):
         check_axes(axes, **{name: torch.zeros(shape) for name, shape in shapes.items()})
 
 
+def test_as_many_axes_as_tensors():
+    with pytest.raises(ValueError, match="zip"):
+        check_axes("batch", x=torch.zeros(2), y=torch.zeros(3))
+
+
 def test_what_is_no_tensor_or_holds_no_integers():
     with pytest.raises(ValueError, match="x must be a tensor"):
         check_axes("batch", x=[1.0])

@@ -48,7 +48,7 @@ BINARY_GATES = {
 
 @pytest.mark.parametrize("gate", ROW_GATES.values(), ids=ROW_GATES)
 def test_logits_of_row_gates(gate):
-    for bad in (INTEGERS, EMPTY, SCALAR):
+    for bad in (INTEGERS, INTEGERS > 1, EMPTY, SCALAR):
         with pytest.raises(ValueError, match=r"^logits must"):
             gate(bad)
     for bad in (NAN, POSITIVE, SHUT):
@@ -65,6 +65,7 @@ def test_logits_of_binary_gates(gate):
             gate(bad)
     with pytest.raises(ValueError, match=r"^log(its|_alpha) must hold no NaN"):
         gate(NAN, check_finite=True)
+    gate(NAN)  # unchecked unless asked for
     gate(POSITIVE, check_finite=True)
     gate(SHUT, check_finite=True)
 
@@ -136,9 +137,10 @@ CASES = {
         for f in (g.cosine_logits, g.laplace_logits, lambda x, m: g.gaussian_logits(x, m, torch.ones(4)))
         for x in (ROW[:, :2], ROW.long(), SCALAR)
     ]
-    + [lambda: g.NoisyTopKGate(4, 3, 1)(ROW, rng()), lambda: g.NoisyTopKGate(3, 3, 1)(ROW.long(), rng())],
+    + [lambda x=x: g.NoisyTopKGate(4, 3, 1)(x, rng()) for x in (ROW, SCALAR)]
+    + [lambda: g.NoisyTopKGate(3, 3, 1)(ROW.long(), rng())],
     "prototypes": [lambda e=e: g.cosine_logits(ROW, e) for e in (ROW[0], EMPTY, MEAN.long())],
-    "perturbation": [lambda: g.cosine_logits(ROW, MEAN, perturbation=(0.1, -0.1))],
+    "perturbation": [lambda t=t: g.cosine_logits(ROW, MEAN, perturbation=(0.1, t)) for t in (-0.1, float("inf"))],
     "centres": [lambda: g.laplace_logits(ROW, ROW[0])],
     "mean": [lambda: g.gaussian_logits(ROW, ROW[0], torch.ones(3))],
     "log_prior": [
@@ -187,7 +189,7 @@ CASES = {
         lambda: g.hard_concrete_gate(ROW, 0.0, generator=rng()),
         lambda: g.HardConcrete(3, temperature=-1.0),
         lambda: g.laplace_logits(ROW, MEAN, 0.0),
-        lambda: g.laplace_logits(ROW, MEAN, torch.tensor(-1.0)),
+        *[lambda t=t: g.laplace_logits(ROW, MEAN, torch.tensor(t)) for t in (-1.0, 0.0, float("inf"))],
     ],
     "log_alpha": [lambda: g.HardConcrete(3, log_alpha=float("nan"))],
     "order": [
@@ -246,3 +248,12 @@ def test_one_graph_under_compilation():
     temperature = torch.tensor(0.7)
     compiled = torch.compile(step, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ROW, temperature), step(ROW, temperature))
+
+
+def test_a_device_out_of_memory_is_not_taken_for_a_value_that_cannot_be_read(monkeypatch):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch.Tensor, "any", no_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        g.softmax_gate(ROW, torch.tensor(1.0))

@@ -51,6 +51,16 @@ def test_students_constant_is_smooth_where_its_series_takes_over():
     torch.testing.assert_close(below, above, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("features", [1, 2, 4, 7])
+@pytest.mark.parametrize("freedom", [0.7, 9_999.0, 10_001.0, 15_000.0, 1e6])
+def test_students_density_on_both_sides_of_its_series(features, freedom):
+    """A number of degrees of freedom counts in the precision of x."""
+    x, mean, one = normal(3, features), normal(2, features, seed=5), torch.ones(2, dtype=torch.float64)
+    expected = torch.from_numpy(np.stack([stats.multivariate_t(m, df=freedom).logpdf(x) for m in mean.numpy()], -1))
+    found = g.student_t_logits(x, mean, one, freedom)
+    torch.testing.assert_close(found, expected.reshape(3, 2), rtol=0, atol=1e-12 if freedom < 1 else 1e-6)
+
+
 def test_shared_covariance_gives_linear_logits():
     shared = FACTOR[:1].expand(4, 3, 3)
     inverse = torch.linalg.inv(shared[0] @ shared[0].T)

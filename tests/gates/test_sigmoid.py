@@ -48,6 +48,13 @@ def test_update_moves_against_the_load():
     assert gate.bias.tolist() == pytest.approx([-0.01, 0.01, 0.0, 0.01])
 
 
+def test_defaults_of_the_module():
+    gate = SelectionBias(2, 1)
+    gate.update(torch.tensor([3.0, 1.0]))
+    assert gate.bias.tolist() == pytest.approx([-0.001, 0.001])
+    assert gate(torch.zeros(2)).tolist() == [0, 1]
+
+
 def test_updates_balance_a_collapsed_router():
     gate = SelectionBias(4, 1, rate=0.02)
     logits = torch.randn(400, 4, generator=torch.Generator().manual_seed(1)) + torch.tensor(

@@ -131,6 +131,14 @@ def test_entmax_shuts_gates():
     assert entmax_gate(torch.tensor([2.0, 1.9, -3.0]), 1.5)[2] == 0
 
 
+def test_a_gate_on_the_edge_counts_as_shut():
+    """Its weight is 0 from either side; the slope there is that of the gates that are open."""
+    logits = torch.tensor([1.0, 0.0], requires_grad=True)
+    weights = entmax_gate(logits, 2)
+    assert weights.tolist() == [1, 0]
+    assert torch.autograd.grad(weights[0], logits)[0].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("gates", [1, 2, 1000])
 def test_entmax_at_every_width_sums_to_one_in_single_precision(gates):
     weights = entmax_gate(torch.tensor(RNG.normal(size=(20, gates)), dtype=torch.float32), 1.5)

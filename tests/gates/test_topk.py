@@ -149,6 +149,13 @@ def test_module_starts_uniform_and_its_noise_learns_through_the_load():
     assert (gate.gate_weight.grad != 0).any()
 
 
+def test_module_takes_a_single_row():
+    gate, x = NoisyTopKGate(4, 6, 2), torch.randn(4, generator=generator())
+    torch.nn.init.normal_(gate.gate_weight, generator=generator(1))
+    for one, row in zip(gate.eval()(x), gate(x[None]), strict=True):
+        assert torch.equal(one, row[0])
+
+
 def test_module_by_the_formula_and_without_noise_in_evaluation():
     gate = NoisyTopKGate(4, 6, 2, min_noise_std=0.05).double()
     torch.nn.init.normal_(gate.gate_weight, generator=generator(1))

@@ -120,17 +120,20 @@ def degenerate(case: str, count: int = 400) -> list[torch.Tensor]:
     return [a, b, c, d, w]
 
 
-def test_compiled_formulas_leave_what_is_doubtful(traced):
-    """Verdicts are those without compilation, and values as near as the tolerance leaves them."""
+@pytest.mark.parametrize("limit", [1.0, 1e-4, 1e4])
+def test_compiled_formulas_leave_what_is_doubtful(traced, limit):
+    """Verdicts are those without compilation, and values as near as the tolerance leaves them, in any unit."""
     for case in ("one point", "rows twice", "no row", "opposite rows", "at rest"):
         a, b, c, d, w = degenerate(case)
-        got, want = (barrier_qp(a, b, limit=1, c=c, d=d, nominal=w, compiled=compiled) for compiled in (True, False))
+        given = {"limit": limit, "c": c, "d": d * limit, "nominal": w * limit}
+        got, want = (barrier_qp(a, b * limit, **given, compiled=compiled) for compiled in (True, False))
         assert (got.feasible == want.feasible).all(), case
-        missed = [(b - (a @ y.u[..., None]).squeeze(-1)).amax(1) for y in (got, want)]
+        missed = [(b - (a @ y.u[..., None]).squeeze(-1) / limit).amax(1) for y in (got, want)]
         assert all((y[want.feasible] < 1e-8).all() for y in missed), case
         ok = want.feasible & (missed[0] < 1e-12) & (missed[1] < 1e-12)
         assert ok.any(), case
-        torch.testing.assert_close(got.value[ok], want.value[ok], rtol=1e-7, atol=1e-7, msg=case)
+        values = [y.value[ok] / limit**2 for y in (got, want)]
+        torch.testing.assert_close(*values, rtol=1e-7, atol=1e-7, msg=case)
 
 
 def test_compiled_names_what_is_not_finite(traced):

@@ -15,9 +15,11 @@ def problem(gen, *shapes):
 @pytest.mark.parametrize("form", ["chunk", "recurrent"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_operator_is_registered_properly(form, packed):
+    """With the layout that attention usually has, heads before time in memory: the results are laid out anew."""
     gen = torch.Generator().manual_seed(11)
-    q, k, v, state = problem(gen, (1, 70, 2, 4), (1, 70, 2, 4), (1, 70, 2, 3), (2 if packed else 1, 2, 4, 3))
-    g = logsigmoid(q.detach().roll(1)).requires_grad_()
+    *inputs, state = problem(gen, (1, 2, 70, 4), (1, 2, 70, 4), (1, 2, 70, 3), (2 if packed else 1, 2, 4, 3))
+    q, k, v = (y.detach().transpose(1, 2).requires_grad_() for y in inputs)
+    g = torch.empty_like(q).copy_(logsigmoid(q.detach().roll(1))).requires_grad_()
     bounds = torch.tensor([0, 30, 70]) if packed else None
     torch.library.opcheck(torch.ops.gated.gla.default, (q, k, v, g, 0.5, state, bounds, form))
     detached = [y.detach() for y in (q, k, v, g)]

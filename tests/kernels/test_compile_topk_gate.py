@@ -29,3 +29,11 @@ def test_compiles_without_a_break(backend):
     want = torch.autograd.grad(loss(logits), logits)
     got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=backend)(logits), logits)
     torch.testing.assert_close(got, want)
+
+
+def test_the_gradient_stays_on_its_device():
+    """Shapes without data are on a device of their own, which may not meet the CPU's tensors."""
+    logits = torch.empty(3, 4, device="meta", requires_grad=True)
+    compiled = torch.compile(lambda y: topk_gate(y, 2).weights.sum(), fullgraph=True, backend="aot_eager")
+    (got,) = torch.autograd.grad(compiled(logits), logits)
+    assert got.device == logits.device and got.shape == logits.shape

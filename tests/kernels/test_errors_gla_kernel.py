@@ -51,6 +51,21 @@ def test_names_the_wrong_tensor(form, name, change, recorded):
         call(form, inputs)
 
 
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf, "1", [1.0]])
+def test_scale(form, scale):
+    with pytest.raises(ValueError, match=r"^scale must be a finite number or None"):
+        call(form, good(), scale=scale)
+
+
+@pytest.mark.parametrize("name", "vg")
+def test_says_where_the_first_wrong_number_is(form, name):
+    inputs = good()
+    inputs["g"][0, 0, 0, 0] = 0.0  # nothing is forgotten, and nothing wrong
+    inputs[name][0, 3, 1, 2] = inputs[name][1, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r" at \(0, 3, 1, 2\)[.;] "):
+        call(form, inputs)
+
+
 @pytest.mark.parametrize("empty", [(0, 7, 3), (2, 0, 3), (2, 7, 0)])
 def test_empty_sequences(form, empty):
     with pytest.raises(ValueError, match=r"^q must not be empty"):
@@ -64,6 +79,7 @@ def test_empty_sequences(form, empty):
         torch.zeros(2, 3, 5, 4),
         torch.zeros(2, 3, 4, 5).int(),
         torch.full((2, 3, 4, 5), math.nan),
+        torch.zeros(2, 3, 4, 5, device="meta"),
     ],
 )
 def test_wrong_initial_state(form, state):

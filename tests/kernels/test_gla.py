@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -197,8 +198,10 @@ def test_hard_resets_forget_exactly(form, dtype):
     torch.testing.assert_close(closed, 8**-0.5 * (q * k).sum(-1, keepdim=True) * v)
 
 
+@pytest.mark.parametrize("segment", [1, cpu.SEGMENT])
 @pytest.mark.parametrize("form", FORMS)
-def test_packed_sequences_are_those_sequences_one_by_one(form):
+def test_packed_sequences_are_those_sequences_one_by_one(form, segment, monkeypatch):
+    monkeypatch.setattr(cpu, "SEGMENT", segment)
     gen = torch.Generator().manual_seed(6)
     bounds = [0, 5, 70, 71, 263, 264]
     q, k, v, state = problem(gen, 1, bounds[-1], 2, 4, 3, sequences=5)
@@ -338,6 +341,42 @@ def test_counted_operations_are_the_cost_model():
     with FlopCounterMode(display=False) as backward:
         o.sum().backward()
     assert backward.get_total_flops() == pytest.approx(2.5 * forward.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_product_of_two_factors_is_a_denormal_number(dtype):
+    """And nothing goes that might have been part of a product that counts."""
+    tiny = torch.finfo(dtype).tiny
+    factors = torch.logspace(math.log10(tiny), 0, 500, dtype=torch.float64).to(dtype)
+    for largest in (1.0, 1e-3):
+        left = cpu._flush(largest * factors)
+        products = left.outer(left / largest)
+        assert ((products == 0) | (products >= tiny * largest)).all()
+        assert torch.equal(left != 0, largest * factors > largest * tiny**0.5)
+
+
+class Watched(torch.Tensor):
+    """A tensor that writes down which of our operators it meets."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.seen += [name for name in [str(function)] if name.startswith("gated.")]
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_the_dispatch_is_left_out_only_where_nobody_watches():
+    """Decoding calls the operator once a token and layer: plain tensors without a gradient go straight to the loops."""
+    gen = torch.Generator().manual_seed(18)
+    q, k, v, _ = problem(gen, 1, 9, 1, 4, 4)
+    for recorded, watched, dispatched in ((False, False, False), (True, False, True), (False, True, True)):
+        x = q.as_subclass(Watched) if watched else q
+        Watched.seen.clear()
+        with torch.set_grad_enabled(recorded), torch.profiler.profile() as profile:
+            fused_recurrent_gla(x, k, v)
+        names = [event.key for event in profile.key_averages()] + Watched.seen
+        assert any(name.startswith(("gated::gla", "gated.gla")) for name in names) == dispatched
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -18,6 +18,17 @@ def random(*shape: int, seed: int, scale: float = 1.0):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_derivatives_and_degrees_of_the_activations(name):
+    """sigma' by autograd, and Euler's z sigma'(z) = p sigma(z) for those that have a degree p, and for no other."""
+    value, derivative, degree = ACTIVATIONS[name]
+    z = torch.linspace(-4, 4, 1000, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(value(z).sum(), z)
+    torch.testing.assert_close(derivative(z), slope, rtol=1e-12, atol=1e-14)
+    fits = [p for p in (1, 2, 3) if torch.allclose(z * slope, p * value(z), atol=1e-12)]
+    assert fits == ([] if degree is None else [degree])
+
+
 def parameters(segments: int, k: int, d: int, seed: int = 0):
     """beta0, beta1, a, b, variance, tau; the last expert's gate is 0."""
     beta0, beta1 = random(segments, k, seed=seed), random(segments, k, d, seed=seed + 1)

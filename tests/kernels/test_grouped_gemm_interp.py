@@ -97,6 +97,17 @@ def test_no_more_programs_than_needed(gpu):
         close(gpu.gemm(x, weight, offsets, None), naive_grouped_gemm(x.double(), weight.double(), offsets))
 
 
+@pytest.mark.parametrize(("size", "tile"), [(1, 16), (16, 16), (17, 32), (100, 128), (128, 128), (5000, 128)])
+def test_tiles_are_as_large_as_needed_within_what_the_hardware_takes(gpu, size, tile):
+    """A dot takes 16 rows or more, a power of two; eight warps where a tile has more numbers than four can hold."""
+    found = gpu.plan("_product", size, size, size, 1, hip=False)
+    assert (found["BM"], found["BN"], found["BK"], found["num_stages"]) == (tile, tile, tile, 3)
+    found = gpu.plan("_gradient", size, size, size, 4, hip=True)
+    assert (found["BM"], found["BK"], found["BN"], found["num_stages"]) == (32, tile, tile, 2)
+    warps = {gpu.plan(kernel, size, size, size)["num_warps"] for kernel in ("_product", "_gradient")}
+    assert warps == {8 if tile == 128 else 4}
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")  # the interpreter's NumPy
 def test_what_is_not_finite_stays_in_its_row(gpu):
     """Tiles reach into the next group's rows, and steps beyond K: masked, not multiplied by zero."""

@@ -77,6 +77,12 @@ def test_half_precision_is_computed_in_single(dtype):
     assert torch.equal(got.experts, want.experts)
 
 
+def test_the_definition_divides_by_the_kept_unless_told_otherwise():
+    """As the operator does."""
+    logits = torch.tensor([[0.0, 0.0, 0.0]])
+    assert naive_topk_gate(logits, 2)[0].tolist() == topk_gate(logits, 2).weights.tolist() == [[0.5, 0.5]]
+
+
 def test_large_logits_do_not_overflow():
     got = topk_gate(torch.tensor([[1e38, -1e38, 1e38], [-3e38, -3.1e38, -INF]]), 2)
     assert got.weights.tolist() == [[0.5, 0.5], [1.0, 0.0]]

@@ -98,7 +98,7 @@ def test_a_missing_package_says_what_to_install(load, monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(data, "import_module", missing)
-    with pytest.raises(ImportError, match=r"pip install gated\[lab\]"):
+    with pytest.raises(ImportError, match=r"it comes with gated\[lab\]"):
         load()
 
 

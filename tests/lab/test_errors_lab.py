@@ -70,6 +70,7 @@ def test_a_claim_has_one_row():
         (lambda: claims.provenance("gla", "no such result"), "no such result"),
         (lambda: bench.race({}), "cases"),
         (lambda: bench.race({"a": lambda: 0}, rounds=5), "rounds"),
+        (lambda: bench.race({"a": lambda: 0}, uncompared={"a": "ours"}), "uncompared"),
         (lambda: bench.use_threads(0).__enter__(), "n must"),
         (lambda: bench.median_interval(np.arange(5.0)), "5 values"),
         (lambda: bench.fit_exponent([1, 2], [1, 2]), "three sizes"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
 
 from gated.lab import nlb
+from gated.lab.hdf5 import within
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def path(tmp_path):
         trials["id"], trials["start_time"], trials["stop_time"] = np.arange(4), np.arange(4.0), np.arange(4) + 0.9
         trials["split"] = np.array(["train", "train", "val", "none"], object)
         series = file.create_group("processing/behavior/hand_vel")
-        series["data"], series["timestamps"] = np.zeros((4000, 2)), np.arange(4000) / 1000
+        series["data"], series["timestamps"] = np.ones((4000, 2)), np.arange(4000) / 1000
     return tmp_path / "a.nwb"
 
 
@@ -124,3 +127,121 @@ def test_decoding():
         nlb.psth_r2(x, x, [[0]])
     with pytest.raises(ValueError, match="at least one trial"):
         nlb.psth_r2(x, x, [[]] * 4)
+
+
+# A recording that names other files: they are not opened, whichever way it names them -------------------------------
+
+GROUPS = ["units", "intervals", "intervals/trials"]
+TEXTS = ["intervals/trials/split"]  # of any length, which HDF5 cannot keep in another file
+NUMBERS = [
+    "units/id", "units/spike_times", "units/spike_times_index", "units/obs_intervals", "units/heldout",
+    "intervals/trials/id", "intervals/trials/start_time", "intervals/trials/stop_time",
+    "processing/behavior/hand_vel/data", "processing/behavior/hand_vel/timestamps",
+]  # fmt: skip
+
+
+def link(file, name, other):
+    del file[name]
+    file[name] = h5py.ExternalLink(other, name)
+
+
+def soft_link(file, name, other):
+    """To a link that leads out."""
+    file["elsewhere"] = h5py.ExternalLink(other, name)
+    del file[name]
+    file[name] = h5py.SoftLink("/elsewhere")
+
+
+def virtual(file, name, other):
+    values = file[name][()]
+    layout = h5py.VirtualLayout(values.shape, values.dtype)
+    layout[...] = h5py.VirtualSource(other, name, values.shape)
+    del file[name]
+    file.create_virtual_dataset(name, layout)
+
+
+def external(file, name, other):
+    values = file[name][()]
+    del file[name]
+    file.create_dataset(name, values.shape, values.dtype, external=[(other, 0, values.nbytes)])
+
+
+WAYS = [(way, place) for way in (link, soft_link, virtual, external) for place in NUMBERS] + [
+    (way, place) for way in (link, soft_link) for place in GROUPS + TEXTS
+]
+
+
+@pytest.mark.parametrize(("way", "place"), WAYS)
+def test_a_recording_that_leads_out_of_its_file_is_refused(way, place, path, tmp_path):
+    other = shutil.copy(path, tmp_path / "other.nwb")
+    with h5py.File(path, "a") as file:
+        way(file, place, str(other))
+    with pytest.raises(ValueError, match=r"^a\.nwb: /.*(in other files|link to another file).*; (store|copy) the"):
+        nlb.read_nwb(path, ["hand_vel"])
+
+
+PREPARED = ["train_spikes_heldin", "mc_maze_20/psth"]
+PREPARED_WAYS = [(way, place) for way in (link, soft_link, virtual, external) for place in PREPARED] + [
+    (way, "mc_maze_20") for way in (link, soft_link)
+]
+
+
+@pytest.mark.parametrize(("way", "place"), PREPARED_WAYS)
+def test_a_prepared_file_that_leads_out_is_refused(way, place, tmp_path):
+    arrays = {"train_spikes_heldin": np.zeros((2, 3, 4)), "psth": np.zeros((1, 3, 4))}
+    for name in ("a.h5", "other.h5"):
+        nlb.save_prepared(tmp_path / name, arrays, "mc_maze")
+    assert nlb.load_prepared(tmp_path / "a.h5", "mc_maze").keys() == arrays.keys()
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        way(file, place, str(tmp_path / "other.h5"))
+    with pytest.raises(ValueError, match=r"^a\.h5: /.*(in other files|link to another file)"):
+        nlb.load_prepared(tmp_path / "a.h5", "mc_maze")
+
+
+def test_a_file_that_does_not_exist_is_not_looked_for(path, tmp_path):
+    with h5py.File(path, "a") as file:
+        link(file, "units/heldout", str(tmp_path / "nowhere.nwb"))
+    with pytest.raises(ValueError, match="link to another file"):
+        nlb.read_nwb(path)
+
+
+def test_soft_links_in_the_file_are_followed_and_circles_are_not(path):
+    whole = nlb.read_nwb(path, ["hand_vel"])
+    with h5py.File(path, "a") as file:
+        file.move("units", "kept")
+        file["also"] = h5py.SoftLink("kept")
+        file["units"] = h5py.SoftLink("/also")
+        file.move("processing/behavior/hand_vel/timestamps", "processing/behavior/clock")
+        file["processing/behavior/hand_vel/timestamps"] = h5py.SoftLink("/processing/behavior/clock")
+        file["intervals/trials"].move("stop_time", "end")
+        file["intervals/trials/stop_time"] = h5py.SoftLink("./end")
+        assert within(file, "nothing") is within(file, "kept/id/below") is None
+        file["nowhere"] = h5py.SoftLink("/nothing")
+        assert within(file, "nowhere") is None
+    linked = nlb.read_nwb(path, ["hand_vel"])
+    np.testing.assert_array_equal(linked.spikes, whole.spikes)
+    np.testing.assert_array_equal(linked.series["hand_vel"], whole.series["hand_vel"])
+    np.testing.assert_array_equal(linked.trials["stop_time"], whole.trials["stop_time"])
+    with h5py.File(path, "a") as file:
+        del file["also"]
+        file["also"] = h5py.SoftLink("/units")
+    with pytest.raises(ValueError, match="soft links run in a circle"):
+        nlb.read_nwb(path)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"compression": "gzip", "shuffle": True}, {"compression": "lzf"}, {"scaleoffset": 3}, {"fletcher32": True}],
+)
+def test_filters_of_hdf5_are_read_and_plug_ins_are_not_loaded(filters, tmp_path):
+    values = np.arange(12.0)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("own", data=values, chunks=(4,), **filters)
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk((4,))
+        made.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple((12,))
+        h5py.h5d.create(file.id, b"foreign", h5py.h5t.NATIVE_DOUBLE, space, made)
+        np.testing.assert_allclose(within(file, "own")[()], values)
+        with pytest.raises(ValueError, match="foreign is stored with filter 32015, which HDF5 would load as a plug-in"):
+            within(file, "foreign")

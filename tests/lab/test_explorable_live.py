@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from traitlets import TraitError
 
 from gated.lab.explorables import DecayExplorable, GateExplorable, RouterExplorable
 
@@ -44,6 +45,9 @@ def test_the_figure_of_a_chapter_has_the_model_of_the_chapter_behind_it():
     assert len(with_figures) >= 14
     without = {name for name, cells in with_figures.items() if not any(map(puts_a_model_behind, cells))}
     assert without == set(ALONE)
+    live = len(with_figures.keys() - ALONE.keys() - {"recipes"})
+    log = (BOOK.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"In { {6: 'six', 7: 'seven', 8: 'eight', 9: 'nine'}[live] } chapters it is the model" in log
 
 
 def test_the_routers_points_are_those_of_its_page():
@@ -100,6 +104,17 @@ def test_several_changes_at_once_are_one_question():
     assert (asked[1]["temperature"], asked[1]["top_k"], asked[1]["noise"]) == (2.0, 3, 1.0)
     widget.temperature = 2.0
     assert len(asked) == 2
+
+
+def test_a_state_that_starts_whole_may_take_any_number_and_counts_stay_whole():
+    asked = []
+    widget = GateExplorable().live(lambda **state: asked.append(state["top_k"]) or {}).widget()
+    first = widget.top_k
+    widget.top_k = 1.5
+    widget.top_k = 3
+    assert asked == [first, 1.5, 3] and [type(k) for k in asked] == [int, float, int]
+    with pytest.raises(TraitError):
+        widget.top_k = "three"
 
 
 def test_answers_may_be_tensors_arrays_and_words_and_are_no_nan():

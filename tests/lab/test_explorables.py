@@ -12,11 +12,10 @@ import torch
 from figure_page import TOLERANCE, difference, drag_by_finger, shown
 from random_figures import RANDOM
 
+from gated.lab import explorables
 from gated.lab.explorables import (
     BarrierExplorable,
-    BoardExplorable,
     CellsExplorable,
-    ConsensusExplorable,
     DecayExplorable,
     DialExplorable,
     ExitsExplorable,
@@ -35,9 +34,11 @@ from gated.lab.explorables import (
 
 WITH_DOTS = [GateExplorable, DecayExplorable]
 WITH_DATA = [DialExplorable, ExitsExplorable]
-FIGURES = [*WITH_DOTS, OffloadExplorable, RouterExplorable, CellsExplorable, RayExplorable]
-FIGURES += [*WITH_DATA, ConsensusExplorable, ParticleExplorable, PlaneExplorable, ResponseExplorable, BarrierExplorable]
-FIGURES += [BoardExplorable]
+FIGURES = [
+    kind
+    for name in explorables.__all__
+    if isinstance(kind := getattr(explorables, name), type) and kind is not Explorable
+]
 
 
 def plain(figure: type[Explorable]) -> Explorable:

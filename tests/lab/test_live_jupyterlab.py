@@ -72,6 +72,27 @@ def trained(gate_mix, digit, paint, **_):
 
 DialExplorable(net, x[:6], y[:6], [0.5] * 11).live(trained)
 """
+SLOW = """
+import time
+
+asked = []
+
+def slow(temperature, **_):
+    asked.append(temperature)
+    time.sleep(0.3)
+    return {"asked": len(asked), "heard": temperature}
+
+GateExplorable().live(slow)
+"""
+# A hand that draws a slider through twenty places in half a second.
+DRAG = """async slider => {
+  const least = +slider.min, step = (+slider.max - least) / 20;
+  for (let i = 1; i <= 20; i++) {
+    slider.value = least + i * step;
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    await new Promise(done => setTimeout(done, 25));
+  }
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +142,7 @@ def settled(figure) -> tuple[dict, dict]:
 
 def test_every_figure_hears_its_kernel_and_is_heard(browser, lab):
     work, url, token = lab
-    cells = [START, TRAINING, MODEL]
+    cells = [START, TRAINING, MODEL, SLOW]
     cells += [f"figure = {GIVEN.get(name, name + '()')}\nfigure.live(library(figure))" for name in FIGURES]
     cells += ["print('all', 'cells', 'ran')"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
@@ -140,8 +161,14 @@ def test_every_figure_hears_its_kernel_and_is_heard(browser, lab):
 
     look = "node => [getComputedStyle(node).display, getComputedStyle(node.firstChild).float]"
     figures = page.locator(".jp-OutputArea [data-explorable]")
-    expect(figures).to_have_count(1 + len(FIGURES), timeout=60_000)
-    for index, name in enumerate(["trained", *FIGURES]):
+    expect(figures).to_have_count(2 + len(FIGURES), timeout=60_000)
+    settled(figures.nth(1))
+    figures.nth(1).locator("input[data-key=temperature]").evaluate(DRAG)
+    _, answered = settled(figures.nth(1))  # places that went by while the model was busy are not asked any more
+    assert answered["heard"] == 20 and 2 <= answered["asked"] <= 6
+    for index, name in enumerate(["trained", "slow", *FIGURES]):
+        if name == "slow":
+            continue
         figure = figures.nth(index)
         own, answer = settled(figure)
         for readings in figure.locator(".gx-numbers").all():  # JupyterLab has a style of its own for lists

@@ -119,10 +119,6 @@ def test_stack_needs_equal_steps():
         train.stack([short, long])
 
 
-def test_over_seeds_keeps_the_order():
-    assert train.over_seeds(lambda s: s * s, [3, 1, 2]) == [9, 1, 4]
-
-
 def test_progress_is_silent_when_nobody_watches(tmp_path):
     code = "from gated.lab.train import bar\nassert list(bar(range(3), 'x')) == [0, 1, 2]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -89,7 +89,7 @@ CASES = {
     "periods": (lambda: stiffness_of_periods(8, 4, 3), r"longest must be finite and at least shortest=8; got 4"),
     "temperature": (lambda: exact_noise(0.5, -1), r"temperature must be a finite number of at least 0; got -1"),
     "decay": (lambda: exact_noise(1.5), r"decay must lie in \[0, 1\].*got decay 1.5"),
-    "friction per bin": (lambda: released_noise(1.5), r"the friction 1 - decay; got decay -0.5"),
+    "friction per bin": (lambda: released_noise(1.5), r"friction must be a number in \[0, 1\], got 1.5"),
     "step sign": (lambda: langevin_step(lambda z: z, EYE, EYE, step=0), r"step must be a positive finite number"),
     "scheme": (lambda: langevin_step(lambda z: z, EYE, EYE, step=1, scheme="rk4"), r"scheme must be one of .*'rk4'"),
     "rotation": (lambda: rotates(1.0, 0.1, -0.1), r"decay must lie in \[0, 1\]"),

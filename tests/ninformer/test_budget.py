@@ -27,10 +27,6 @@ from gated.ninformer import (
 )
 
 KINDS, VARIANTS = get_args(Kind), get_args(Variant)
-SMALL = Sizes.of_image(
-    (2, 6, 9), 3, dim=8, outputs=5, token_hidden=7, channel_hidden=9, ffn_hidden=10, gmlp_hidden=12, heads=2
-)
-
 
 TABLE = [
     ("ninformer", 4, 2_652_170, 218.9),
@@ -102,13 +98,13 @@ def test_closed_forms_equal_what_is_counted(kind, rows, columns, dim, hidden, pa
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_closed_forms_of_variants_equal_what_is_counted(variant):
-    net = build("ninformer", SMALL, 2, variant=variant)
-    counted = sum(p.numel() for p in net.parameters()), macs(net, torch.zeros(1, *SMALL.image))
-    assert tuple(network("ninformer", SMALL, 2, variant)) == counted
+def test_closed_forms_of_variants_equal_what_is_counted(variant, small):
+    net = build("ninformer", small, 2, variant=variant)
+    counted = sum(p.numel() for p in net.parameters()), macs(net, torch.zeros(1, *small.image))
+    assert tuple(network("ninformer", small, 2, variant)) == counted
     one = NiNBlock(6, 8, 7, 9, 10, variant=variant)
-    assert block_macs("ninformer", SMALL, variant=variant) == macs(one, torch.zeros(1, 6, 8))
-    assert block_params("ninformer", SMALL, variant) == sum(p.numel() for p in one.parameters())
+    assert block_macs("ninformer", small, variant=variant) == macs(one, torch.zeros(1, 6, 8))
+    assert block_params("ninformer", small, variant) == sum(p.numel() for p in one.parameters())
     without_image = Sizes(6, 8, 5, token_hidden=7, channel_hidden=9, ffn_hidden=10)
     net = build("ninformer", without_image, 2, variant=variant)
     counted = sum(p.numel() for p in net.parameters()), macs(net, torch.zeros(1, 6, 8))

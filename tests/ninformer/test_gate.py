@@ -16,7 +16,6 @@ from gated.ninformer import (
     Kind,
     MixerBlock,
     NiNBlock,
-    Sizes,
     Variant,
     blocks,
     fused,
@@ -25,9 +24,6 @@ from gated.ninformer import (
 
 KINDS, VARIANTS = get_args(Kind), get_args(Variant)
 WIDTHS = (3, 4, 7, 5, 6)  # n, d, T, C, F: all different, so that a map along the wrong axis cannot pass
-SMALL = Sizes.of_image(
-    (2, 6, 9), 3, dim=8, outputs=5, token_hidden=7, channel_hidden=9, ffn_hidden=10, gmlp_hidden=12, heads=2
-)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -19,9 +19,6 @@ from gated.ninformer import (
 )
 
 KINDS, VARIANTS = get_args(Kind), get_args(Variant)
-SMALL = Sizes.of_image(
-    (2, 6, 9), 3, dim=8, outputs=5, token_hidden=7, channel_hidden=9, ffn_hidden=10, gmlp_hidden=12, heads=2
-)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -30,10 +27,6 @@ def seeded(seed: int) -> torch.Generator:
 
 def tokens(n: int = 3, d: int = 4, batch: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, n, d, generator=seeded(seed), dtype=torch.float64)
-
-
-def images(sizes: Sizes = SMALL, batch: int = 3, seed: int = 2) -> torch.Tensor:
-    return torch.randn(batch, *sizes.image, generator=seeded(seed), dtype=torch.float64)
 
 
 def test_vit_is_the_one_of_the_backbones():
@@ -48,19 +41,19 @@ def test_vit_is_the_one_of_the_backbones():
     theirs.embed.proj.load_state_dict(ours.embed.state_dict())
     with torch.no_grad():
         theirs.embed.position.copy_(ours.positions[None])
-    x = images(sizes)
+    x = torch.randn(3, *sizes.image, generator=seeded(2), dtype=torch.float64)
     torch.testing.assert_close(ours(x), theirs(x))
 
 
 def permuted(x: torch.Tensor) -> torch.Tensor:
-    """The 3 x 3 patches of SMALL's images, the two rows swapped: a permutation of tokens."""
+    """The 3 x 3 patches of the small images, the two rows swapped: a permutation of tokens."""
     return torch.cat([x[:, :, 3:], x[:, :, :3]], 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_knows_places(kind):
+def test_who_knows_places(kind, small, images):
     """All but attention without positions, which sees a bag of patches; LocalViT's convolution sees neighbours."""
-    net, x = build(kind, SMALL, 2).double(), images()
+    net, x = build(kind, small, 2).double(), images
     if kind == "gmlp":  # whose spatial weights start too near 0 to see
         for layer in net.blocks:
             nn.init.normal_(layer.gate.mix.weight)
@@ -71,8 +64,8 @@ def test_who_knows_places(kind):
         assert difference < 1e-12 if kind == "vit" else difference > 1e-4
 
 
-def test_local_vit_convolves_over_the_grid():
-    local, x = LocalViTBlock(8, 2, 10, SMALL.grid).double(), tokens(6, 8)
+def test_local_vit_convolves_over_the_grid(small):
+    local, x = LocalViTBlock(8, 2, 10, small.grid).double(), tokens(6, 8)
     kernel, bias = (p.detach() for p in local.mlp.conv.parameters())
     hidden = F.pad(F.gelu(local.mlp.up(x)).unflatten(1, (2, 3)), (0, 0, 1, 1, 1, 1))
     summed = sum(hidden[:, i : i + 2, j : j + 3] * kernel[:, 0, i, j] for i in range(3) for j in range(3)) + bias
@@ -90,23 +83,22 @@ def test_gmlp_is_its_formula_and_starts_with_an_open_gate():
     torch.testing.assert_close(made(x), x + made.down(passed * mixed))
 
 
-def test_a_flat_mlp_fills_its_budget():
-    x = images()
+def test_a_flat_mlp_fills_its_budget(small, images):
     for depth in (1, 2, 3):
         for params in (200, 1_000, 21_898):
-            flat = FlatMLP.within(params, SMALL, depth)
-            wider = FlatMLP(SMALL, depth, flat.hidden + 1)
+            flat = FlatMLP.within(params, small, depth)
+            wider = FlatMLP(small, depth, flat.hidden + 1)
             count, more = (sum(p.numel() for p in net.parameters()) for net in (flat, wider))
             assert count <= params < more
     flat.double()
-    by_hand = x.flatten(1)
+    by_hand = images.flatten(1)
     for layer in [m for m in flat.layers if isinstance(m, nn.Linear)][:-1]:
         by_hand = F.gelu(by_hand @ layer.weight.T + layer.bias)
-    torch.testing.assert_close(flat(x), flat.layers[-1](by_hand))
+    torch.testing.assert_close(flat(images), flat.layers[-1](by_hand))
 
 
-def test_the_network_is_patches_blocks_mean_and_map():
-    net, x = build("ninformer", SMALL, 2).double(), images()
+def test_the_network_is_patches_blocks_mean_and_map(small, images):
+    net, x = build("ninformer", small, 2).double(), images
     patches = torch.stack(
         [x[:, :, 3 * i : 3 * i + 3, 3 * j : 3 * j + 3].flatten(1) for i in range(2) for j in range(3)], 1
     )
@@ -116,8 +108,8 @@ def test_the_network_is_patches_blocks_mean_and_map():
     torch.testing.assert_close(net(x), h.mean(1) @ net.head.weight.T + net.head.bias)
 
 
-def test_a_closed_dial_leaves_a_bag_of_patches():
-    net, x = build("ninformer", SMALL, 3).double(), images()
+def test_a_closed_dial_leaves_a_bag_of_patches(small, images):
+    net, x = build("ninformer", small, 3).double(), images
     closed, gates = net(x, gate_mix=0.0, return_gates=True)
     torch.testing.assert_close(closed, net(permuted(x), gate_mix=0.0))
     assert (net(x, gate_mix=0.1) - net(permuted(x), gate_mix=0.1)).abs().max() > 1e-5
@@ -129,9 +121,9 @@ def test_a_closed_dial_leaves_a_bag_of_patches():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_kinds_train_on_images_and_on_tokens(kind, dtype):
-    small = Sizes(8, 16, 16, token_hidden=5, channel_hidden=6, ffn_hidden=7)
-    for sizes, x in ((SMALL, images()), (small, tokens(8, 16))):
+def test_all_kinds_train_on_images_and_on_tokens(kind, dtype, small, images):
+    without_image = Sizes(8, 16, 16, token_hidden=5, channel_hidden=6, ffn_hidden=7)
+    for sizes, x in ((small, images), (without_image, tokens(8, 16))):
         net = build(kind, sizes, 2, dropout=0.1).to(dtype)
         y = net(x.to(dtype))
         assert y.dtype == dtype and y.shape == (len(x), sizes.outputs)
@@ -140,8 +132,8 @@ def test_all_kinds_train_on_images_and_on_tokens(kind, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_all_variants_train_and_show_gates_of_one_shape(variant):
-    net, x = build("ninformer", SMALL, 2, variant=variant), images().float()
+def test_all_variants_train_and_show_gates_of_one_shape(variant, small, images):
+    net, x = build("ninformer", small, 2, variant=variant), images.float()
     logits, gates = net(x, return_gates=True)
     assert gates.shape == (2, 3, 6, 8)
     logits.square().sum().backward()

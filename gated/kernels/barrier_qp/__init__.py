@@ -130,7 +130,7 @@ def _check(given: dict[str, object], limit: object, xi: object) -> None:
         if y.device != a.device:
             raise ValueError(f"{name} is on {y.device} but a is on {a.device}; move one of them")
     for name, number, low in (("limit", limit, "above 0"), ("xi", xi, "at least 0")):
-        fits = not isinstance(number, bool) and isinstance(number, float | int) and 0 <= number < math.inf
+        fits = not isinstance(number, bool) and isinstance(number, (float, int)) and 0 <= number < math.inf
         if not fits or (name == "limit" and number == 0):
             raise ValueError(f"{name} must be a finite number {low}; got {number!r}")
     if a.is_cuda and a.dtype == torch.float64:

@@ -130,7 +130,7 @@ def fused_recurrent_gla(
 
 
 def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens):
-    if scale is not None and not -math.inf < scale < math.inf:
+    if scale is not None and not (isinstance(scale, (float, int)) and -math.inf < scale < math.inf):
         raise ValueError(f"scale must be a finite number or None; got {scale}")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     # Where nothing is recorded the operator's dispatch is left out: decoding calls this once a token and layer.

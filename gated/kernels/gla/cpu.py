@@ -184,7 +184,7 @@ def _descend(ladder: _Ladder, dscores: Tensor, dquery: Tensor, dkey: Tensor, bey
         _halves(beyond, size)[0].mul_(decay_right)
 
 
-def _scan(first: Tensor, step: Tensor, total: Tensor, reverse: bool = False) -> Tensor:
+def _scan(first: Tensor, step: Tensor, total: Tensor, reverse: bool) -> Tensor:
     """All states [n + 1, ...] of s_{i+1} = total_i ⊙ s_i + step_i from s_0 = first (in reverse, from s_n = first)."""
     n = step.shape[1]
     states = first.new_empty(n + 1, *first.shape)

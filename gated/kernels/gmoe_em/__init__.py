@@ -78,6 +78,9 @@ def gmoe_em(
         >>> sums.moment.shape, round(sums.moment[0, 0, 0, 0].item(), 3)  # half of the points is each one's
         (torch.Size([1, 2, 3, 3]), 50.0)
     """
+    if not isinstance(points, Points):
+        raise ValueError(f"points must be `Points`, as `Points.pack` gives them; got {type(points).__name__}")
+    points.check()
     x, y, count, segment, segments = points
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"points must be float32 or float64; got {x.dtype}")

@@ -81,6 +81,26 @@ class Points(NamedTuple):
         blocked = torch.where(real[..., None], x[index], 0).mT.contiguous()
         return cls(blocked, torch.where(real, y[index], 0), count, segment, segments)
 
+    def check(self) -> None:
+        """Raise ValueError unless the fields fit together. Numbers of points and data sets are looked at on a CPU."""
+        if not isinstance(self.segments, int) or isinstance(self.segments, bool) or self.segments < 0:
+            raise ValueError(f"segments must be a number of data sets; got {self.segments!r}")
+        blocks, _, length = (*self.x.shape, 0, 0, 0)[:3] if isinstance(self.x, Tensor) else (0, 0, 0)
+        if not isinstance(self.x, Tensor) or self.x.ndim != 3 or not length or not self.x.is_floating_point():
+            raise ValueError("x must be a floating tensor [blocks, dim, length], length >= 1")
+        for name, shape in (("y", (blocks, length)), ("count", (blocks,)), ("segment", (blocks,))):
+            field = getattr(self, name)
+            if not isinstance(field, Tensor) or field.shape != shape or field.dtype == torch.bool:
+                raise ValueError(f"{name} must be a tensor of numbers of shape {shape}, as x has blocks")
+            if field.is_floating_point() != (name == "y"):
+                raise ValueError(f"{name} must be {'floating point' if name == 'y' else 'integers'}; got {field.dtype}")
+        if self.x.device.type != "cpu" or torch.compiler.is_compiling() or not blocks:
+            return
+        for name, numbers, most in (("count", self.count, length), ("segment", self.segment, self.segments - 1)):
+            low, high = (int(end) for end in numbers.aminmax())
+            if low < 0 or high > most:
+                raise ValueError(f"{name} must lie in 0..{most}, by the length of x and segments={self.segments}")
+
     def select(self, index: Int[Tensor, " chosen"]) -> Points:
         """Only the data sets in `index` (each at most once would be usual, any order), renumbered 0, 1, ..."""
         bounds = torch.searchsorted(self.segment, torch.arange(self.segments + 1, device=self.segment.device))

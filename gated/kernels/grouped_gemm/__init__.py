@@ -94,7 +94,7 @@ def _check(x: Tensor, weight: Tensor, offsets: Tensor, row_weight: Tensor | None
         raise ValueError(f"offsets must be an int64 tensor; got {type(offsets).__name__}")
     if offsets.dtype != torch.int64 or offsets.shape != (weight.shape[0] + 1,) or offsets.device != x.device:
         raise ValueError(
-            f"offsets must be int64 of shape ({weight.shape[0] + 1},) on {x.device}; got {offsets.dtype} "
+            f"offsets must be int64 of shape ({weight.shape[0] + 1},), by weight, on {x.device}; got {offsets.dtype} "
             f"{tuple(offsets.shape)} on {offsets.device}"
         )
     if row_weight is not None and row_weight.shape != x.shape[:1]:

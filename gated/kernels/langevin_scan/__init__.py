@@ -157,7 +157,7 @@ def _check(given: dict[str, Any], step: object, decay: object, temperature: obje
     for name, number, top in (("decay", decay, 1.0), ("temperature", temperature, sys.float_info.max)):
         if isinstance(number, Tensor):
             given[name] = number
-        elif isinstance(number, bool) or not isinstance(number, float | int) or not 0 <= number <= top:
+        elif isinstance(number, bool) or not isinstance(number, (float, int)) or not 0 <= number <= top:
             allowed = "in [0, 1]" if name == "decay" else "at least 0 and finite"
             raise ValueError(f"{name} must be a number {allowed}, or a tensor; got {number!r}")
     for name, y in given.items():
@@ -172,7 +172,7 @@ def _check(given: dict[str, Any], step: object, decay: object, temperature: obje
             raise ValueError(f"{name} is on {y.device} but z0 is on {z0.device}; move one of them")
         if dense and name in ("coupling", "quartic"):
             raise ValueError(f"{name} must be None where stiffness is a matrix: put a coupling into the matrix")
-    if isinstance(step, bool) or not isinstance(step, float | int) or not 0 < step < math.inf:
+    if isinstance(step, bool) or not isinstance(step, (float, int)) or not 0 < step < math.inf:
         raise ValueError(f"step must be a number above 0; got {step!r}")
     if scheme not in get_args(Scheme):
         raise ValueError(f"scheme must be one of {get_args(Scheme)}; got {scheme!r}")
@@ -191,6 +191,8 @@ def _check_values(decay, stiffness, coupling, step, scheme) -> None:
     low, high = (float(y) for y in decay.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"decay must be in [0, 1]; got values from {low:g} to {high:g}")
+    if not bool(stiffness.isfinite().all()):
+        raise ValueError("stiffness must be finite; got values that are not")
     if stiffness.dim() == 3 and not bool((stiffness - stiffness.mT).abs().amax() <= 1e-5 * stiffness.abs().amax()):
         raise ValueError("stiffness must be finite and symmetric where it is a matrix; use (H + H.T) / 2")
     if scheme == "released" or step * step * _bound(stiffness, coupling) < 4:

@@ -98,14 +98,19 @@ class Explorable(ABC):
     def live(self, model: Callable[..., Mapping[str, Any]]) -> Explorable:
         """Puts a model behind the figure, which a running kernel asks each time the reader changes something.
 
-        ``DialExplorable(...).live(lambda digit, **_: {"says": int(net(images[digit][None]).argmax())})``
-
         The answer stands below the figure, beside the figure's own number where it has one of that name. Where there
         is no kernel the figure is what it was. The figure itself comes back, so a cell may end with this call.
+        Places that a slider passes while the model is busy are not asked; where it is by then, is.
 
         Args:
             model: called with the state by name; returns numbers, texts and lists of numbers, by name. What it raises
                 is shown in the figure too.
+
+        Example:
+            >>> from gated.lab.explorables import GateExplorable
+            >>> figure = GateExplorable(temperature=2.0).live(lambda temperature, **_: {"coldness": 1 / temperature})
+            >>> figure.widget().answer["found"]
+            {'coldness': 0.5}
         """
         self._model = model
         return self
@@ -128,7 +133,8 @@ class Explorable(ABC):
         import traitlets
 
         kinds: dict[type, Any] = {
-            int: traitlets.Int,
+            # a slider that starts at a whole number may go on to others; as a float, a count would be no index
+            int: lambda: traitlets.Union([traitlets.Int(), traitlets.Float()]),
             float: traitlets.Float,
             str: traitlets.Unicode,
             list: traitlets.List,
