@@ -39,11 +39,15 @@ def test_the_report_and_its_reasons(tool):
 
 
 def test_every_group_was_examined_as_the_table_asks(tool):
+    """A sample of just that size; all, but for a twentieth at most, where code was edited before `--again`."""
     table = tool("mutants").GROUPS
     for name, group in REPORT["groups"].items():
         assert group["most"] == table[name][2], name
         everything = sum(group["changes"].values())
-        assert group["examined"] == min(group["most"] or everything, everything), name
+        if group["most"] is None:
+            assert abs(group["examined"] - everything) <= everything / 20, name
+        else:
+            assert group["examined"] == min(group["most"], everything), name
 
 
 def test_the_report_is_about_this_code(possible):

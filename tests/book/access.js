@@ -129,8 +129,8 @@ window.access = (() => {
     return seen;
   }
 
-  // What scrolls but cannot be scrolled by keys: no tab stop, and none inside. The rare formula within a line that is wider
-  // than a phone is left to the browser, which gives it the keys where it can.
+  // What scrolls but cannot be scrolled by keys: no tab stop, and none inside. The rare formula within a line that is
+  // wider than a phone is left to the browser, which gives it the keys where it can.
   function stuck() {
     return [...document.querySelectorAll("body *")].filter((one) => {
       const { overflowX, overflowY } = getComputedStyle(one), can = (way) => way === "auto" || way === "scroll";

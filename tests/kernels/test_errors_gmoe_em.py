@@ -47,6 +47,22 @@ def call(points=None, top_k=None, rank="logit", activation="identity", **changed
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        *(("segments", value) for value in (True, 2.0, -1, None)),
+        *(("x", value) for value in (None, torch.zeros(2, 256), torch.zeros(2, 1, 0), torch.zeros(2, 1, 256).long())),
+        *(("y", value) for value in (None, torch.zeros(2, 5), torch.zeros(2, 256).bool(), torch.zeros(2, 256).long())),
+        *(("count", value) for value in (torch.zeros(3).long(), torch.ones(2), torch.tensor([2, 257]))),
+        *(("segment", value) for value in (torch.zeros(2), torch.tensor([0, 2]), torch.tensor([-1, 0]))),
+    ],
+)
+def test_points_put_together_by_hand(name, value):
+    assert call(pack()._replace(segments=2)) is not None
+    with pytest.raises(ValueError, match=rf"^{name} must"):
+        call(pack()._replace(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
         ("beta0", torch.zeros(3, 3)),
         ("beta0", torch.zeros(2, 0)),
         ("beta0", torch.tensor(1.0)),
