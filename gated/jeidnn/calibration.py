@@ -208,7 +208,11 @@ class SetQuality(NamedTuple):
 
 
 def set_quality(sets: Bool[Tensor, "batch classes"], y: Int64[Tensor, "batch"]) -> SetQuality:
-    """Size of the sets, and how often the right class y is not in them."""
+    """Size of the sets, and how often the right class y is not in them.
+
+    Raises:
+        ValueError: sets that are not truth values [batch, classes], or a y that is none of the classes.
+    """
     if not isinstance(sets, Tensor) or sets.dtype != torch.bool or sets.ndim != 2:
         raise ValueError("sets must be truth values [batch, classes], as `conformal_sets` gives them")
     check_classes(y, *sets.shape)

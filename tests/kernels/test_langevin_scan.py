@@ -284,11 +284,10 @@ def test_a_second_derivative_is_an_error():
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)
-@pytest.mark.parametrize("shared", [False, True])
-def test_vmap_over_runs(potential, shared):
-    """Stacked parameters and data, or one data set for all runs; outputs and gradients as from run after run."""
+@pytest.mark.parametrize("common", [set(), {"noise", "z0"}, {"stiffness"}, {"decay"}], ids=str)
+def test_vmap_over_runs(potential, common):
+    """Stacked parameters and data, or some that all runs share; outputs and gradients as from run after run."""
     runs = [problem(potential, "coordinate", 2, 20, 3, seed=s) for s in range(3)]
-    common = {"noise", "z0"} if shared else set()
     for run in runs:
         run.update({n: runs[0][n] for n in common})
     names = list(runs[0])
