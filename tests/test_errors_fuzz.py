@@ -256,7 +256,8 @@ def excuse(case: Case, error: Exception) -> str | None:
         return "what is wrong with a thing within the object (a batch of it) is said of that thing"
     if case.kind == "path" and isinstance(error, FileNotFoundError) and str(case.value) in message:
         return "Python says which file is not there"
-    if case.kind == "device" and isinstance(error, RuntimeError) and re.search("Expected one of cpu|device", message):
+    where = "Expected one of cpu|device|NVIDIA driver"
+    if case.kind == "device" and isinstance(error, RuntimeError) and re.search(where, message):
         return "PyTorch says which devices there are"
     mixed = r"dtype|scalar type|weight type|not implemented for 'Half'"
     if case.kind == "precision" and isinstance(error, RuntimeError) and re.search(mixed, message):

@@ -373,7 +373,7 @@ def test_the_dispatch_is_left_out_only_where_nobody_watches():
     for recorded, watched, dispatched in ((False, False, False), (True, False, True), (False, True, True)):
         x = q.as_subclass(Watched) if watched else q
         Watched.seen.clear()
-        with torch.set_grad_enabled(recorded), torch.profiler.profile() as profile:
+        with torch.set_grad_enabled(recorded), torch.profiler.profile(acc_events=True) as profile:
             fused_recurrent_gla(x, k, v)
         names = [event.key for event in profile.key_averages()] + Watched.seen
         assert any(name.startswith(("gated::gla", "gated.gla")) for name in names) == dispatched
