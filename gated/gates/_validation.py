@@ -90,7 +90,7 @@ def is_number(value: object) -> bool:
 
 
 def check_positive(name: str, value: float | int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if not (is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{name} must be a positive finite number; got {value!r}")
 
 
@@ -98,8 +98,7 @@ def check_number(
     name: str, value: float | int, low: float | int, high: float | int = math.inf, *, open_low: bool = False
 ) -> None:
     """A finite number in [low, high], or in (low, high] with `open_low`."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value > high or value < low or (open_low and value == low):
+    if not (is_number(value) and math.isfinite(value)) or value > high or value < low or (open_low and value == low):
         raise ValueError(f"{name} must be a number in {'(' if open_low else '['}{low}, {high}], got {value!r}")
 
 

@@ -120,6 +120,16 @@ def test_words_and_curves_stand_out(opened, built_site, scheme):
 # By keyboard --------------------------------------------------------------------------------------------------
 
 
+def after_tab(page, within):
+    """What has the focus after Tab, and shows it; None where nothing within has it."""
+    page.keyboard.press("Tab")
+    now = within.evaluate("one => access.focused(one)")
+    if now is None:
+        return None
+    assert now["seen"], f"the focus cannot be seen on {now['what']}"
+    return now["what"]
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_tab_reaches_every_control_and_leaves(opened, name):
     page = opened(f"book/{name}")
@@ -130,12 +140,9 @@ def test_tab_reaches_every_control_and_leaves(opened, name):
         figure.evaluate("one => { one.tabIndex = -1; one.focus(); }")
         reached = []
         for _ in range(wanted + 3):
-            page.keyboard.press("Tab")
-            now = figure.evaluate("one => access.focused(one)")
-            if now is None:
+            if (now := after_tab(page, figure)) is None:
                 break
-            assert now["seen"], f"the focus cannot be seen on {now['what']}"
-            reached.append(now["what"])
+            reached.append(now)
         else:
             pytest.fail(f"the keyboard does not leave the figure: {reached[-1]}")
         assert len(reached) >= wanted, (wanted, reached)
@@ -148,12 +155,9 @@ def test_tab_goes_through_a_whole_page(opened):
     wanted, reached = page.evaluate("access.stops(document.body)"), []
     whole = page.locator("body")
     while len(reached) < 2 * wanted:
-        page.keyboard.press("Tab")
-        now = whole.evaluate("one => access.focused(one)")
-        if now is None:
+        if (now := after_tab(page, whole)) is None:
             break
-        assert now["seen"], f"the focus cannot be seen on {now['what']}"
-        reached.append(now["what"])
+        reached.append(now)
     assert wanted <= len(reached) < 2 * wanted, (wanted, reached[-5:])
 
 
