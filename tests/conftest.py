@@ -36,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"browser", "built_site", "site_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("pages")
+        cases = item.callspec.params if hasattr(item, "callspec") else {}
+        for name, value in cases.items():
+            if isinstance(value, set | frozenset):
+                why = "each process names a set in another order, and pytest-xdist then refuses to start"
+                raise pytest.UsageError(f"{item.nodeid}: give {name} as a tuple ({why})")
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,7 @@ def test_a_second_derivative_is_an_error():
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)
-@pytest.mark.parametrize("common", [set(), {"noise", "z0"}, {"stiffness"}, {"decay"}], ids=str)
+@pytest.mark.parametrize("common", [(), ("noise", "z0"), ("stiffness",), ("decay",)], ids="+".join)
 def test_vmap_over_runs(potential, common):
     """Stacked parameters and data, or some that all runs share; outputs and gradients as from run after run."""
     runs = [problem(potential, "coordinate", 2, 20, 3, seed=s) for s in range(3)]
