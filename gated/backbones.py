@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from gated.gates._validation import check_choice, check_sizes, is_number
+from gated.gates._validation import check_choice, check_number, check_sizes
 
 Pool = Literal["cls", "mean"]
 
@@ -236,8 +236,7 @@ class TransformerBlock(nn.Module):
         check_sizes(dim=dim, heads=heads, mlp_dim=mlp_dim)
         if dim % heads:
             raise ValueError(f"dim must be a multiple of heads={heads}, got {dim}")
-        if not (is_number(dropout) and 0 <= dropout < 1):
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        check_number("dropout", dropout, "[0, 1)")
         self.heads = heads
         self.attention_norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv_proj, self.o_proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)

@@ -201,8 +201,8 @@ class GatedLinearAttention(nn.Module):
         super().__init__()
         check_sizes(dim=dim, heads=heads, gate_rank=gate_rank)
         check_count("conv_size", conv_size, least=0)
-        check_number("gate_bias", gate_bias, -math.inf)
-        check_number("norm_eps", norm_eps, 0)
+        check_number("gate_bias", gate_bias)
+        check_number("norm_eps", norm_eps, "[0, inf)")
         key_dim, value_dim = key_dim or dim // 2, value_dim or dim
         for name, given in {"key_dim": key_dim, "value_dim": value_dim}.items():
             if not isinstance(given, int) or given % heads or given < heads:

@@ -51,7 +51,7 @@ def advantages(
         if flag.dtype != torch.bool or flag.shape != done.shape:
             raise ValueError(f"{name} must be bool, shape {tuple(done.shape)}; got {flag.dtype} {tuple(flag.shape)}")
     for name, number in (("discount", discount), ("trace", trace)):
-        check_number(name, number, 0, 1)
+        check_number(name, number, "[0, 1]")
     steps = len(reward)
     if len(value) != steps + 1:
         raise ValueError(f"value must have {steps + 1} steps, one more than the reward, got {len(value)}")
@@ -79,6 +79,6 @@ def clipped_gain(
     """
     check_float("log_ratio", log_ratio)
     check_same_shape("advantage", advantage, "log_ratio", log_ratio)
-    check_number("clip", clip, 0)
+    check_number("clip", clip, "[0, inf)")
     ratio = log_ratio.exp()
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)

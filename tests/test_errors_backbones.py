@@ -48,7 +48,7 @@ def test_vit_has_one_image_size():
         ({"patch_size": 3}, "image_size must be a multiple"),
         ({"heads": 3}, "dim must be a multiple of heads=3"),
         ({"pool": "max"}, "pool must be one of"),
-        ({"dropout": 1.0}, "dropout must lie"),
+        ({"dropout": 1.0}, r"dropout must be a number in \[0, 1\)"),
         ({"depth": 0}, "depth must be"),
         ({"mlp_dim": 0}, "mlp_dim must be"),
     ],

@@ -370,7 +370,7 @@ def test_no_table_holds_what_is_not_there(monkeypatch):
         ("a", "a must be finite; got nan", True),
         ("a", "logits must leave a gate open; got a row of -inf only", False),
         ("k", "x must have k columns; got 3", False),
-        ("rate", "rate of dropout must lie in [0, 1); got 2", True),
+        ("rate", "rate must be a number in [0, 1); got 2", True),
         ("size", "batch must be at least 1, size at least 2; got 0", False),
         ("size", "gates and size must be as many", True),
         ("size", "width must divide size=3; got 2", True),

@@ -344,6 +344,9 @@ def examine(group: str, most: int | None, wanted: set[str] | None = None) -> dic
     os.environ |= {"GATED_TYPECHECK": "0", "GATED_QUIET": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     os.environ |= {"TRITON_INTERPRET": "1"} if interpret else {}
     import pytest
+    import torch
+
+    torch.set_num_threads(1)  # a forked process waits for ever for threads that it does not have
 
     work = Examination(list(changes), drawn)
     options = ["-q", "-s", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:faulthandler"]

@@ -114,8 +114,8 @@ def path_attack(
         eps: radius of the box, as in `pgd`.
     """
     check_attack(x, eps, None, max_paths=max_paths)
-    check_number("penalty", penalty, 0)
-    check_number("kappa", kappa, 0)
+    check_number("penalty", penalty, "[0, inf)")
+    check_number("kappa", kappa, "[0, inf)")
     with evaluating(model):
         paths = pathways(model, x, max_paths)
         broken = wrong(model, y)
@@ -383,7 +383,7 @@ def released_attack(
 
     Source: the program of Zhang et al. 2023, arXiv 2308.10110.
     """
-    check_number("weight", weight, 0)
+    check_number("weight", weight, "[0, inf)")
     if model.router is None:
         raise ValueError("model must have a global router (routing='global', several experts); got none")
 

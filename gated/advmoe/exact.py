@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gated.advmoe.conv import MoEConv, top1
 from gated.advmoe.networks import RoutedNetwork, Trace
-from gated.gates._validation import is_number
+from gated.gates._validation import check_number
 
 __all__ = ["ExactMargin", "LinearMoE", "exact_margin"]
 
@@ -178,5 +178,4 @@ class LinearMoE(RoutedNetwork):
 
 
 def check_eps(eps: float | int) -> None:
-    if not (is_number(eps) and 0 <= eps < float("inf")):
-        raise ValueError(f"eps must be a finite number >= 0; got {eps!r}")
+    check_number("eps", eps, "[0, inf)")

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from gated.advmoe.conv import MoEConv, Ste, permute, top1
 from gated.advmoe.routers import LayerRouter, image_router, small_router
-from gated.gates._validation import check_choice, check_float, check_positive, check_sizes, is_number
+from gated.gates._validation import check_choice, check_float, check_number, check_positive, check_sizes
 
 Routing = Literal["layer", "global"]
 
@@ -314,8 +314,7 @@ class _Block(nn.Module):
 
 
 def check_choices(ratio: float | int, routing: str, router: nn.Module | None, num_experts: int) -> None:
-    if not (is_number(ratio) and 0 < ratio <= 1):
-        raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
+    check_number("ratio", ratio, "(0, 1]")
     check_choice("routing", routing, get_args(Routing))
     if router is not None and (routing == "layer" or num_experts == 1):
         raise ValueError("router must be None unless routing is 'global' with several experts; got a module")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
-from gated.gates._validation import check_choice, check_sizes, is_number
+from gated.gates._validation import check_choice, check_number, check_sizes
 
 CLASSES = 10
 
@@ -92,8 +92,7 @@ def costs(name: str, *, num_experts: int = 2, ratio: float = 0.5) -> Costs:
     """
     check_choice("name", name, ARCHITECTURES)
     check_sizes(num_experts=num_experts)
-    if not (is_number(ratio) and 0 < ratio <= 1):
-        raise ValueError(f"ratio must lie in (0, 1]; got {ratio!r}")
+    check_number("ratio", ratio, "(0, 1]")
     build = ARCHITECTURES[name]
     router, dense, half = _resnet20(num_experts).cost(), build(1.0, False).cost(), build(ratio, False).cost()
     net = build(ratio, True)

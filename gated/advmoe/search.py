@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.training import AttackError, Bounds, check_bounds, check_finite, project
-from gated.gates._validation import check_float, check_sizes, is_number
+from gated.gates._validation import check_float, check_positive, check_sizes
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> what to maximise, [batch]
 Verdict = Callable[[Tensor, Tensor], Tensor]  # (inputs, their indices) -> whether each is broken, [batch]
@@ -63,8 +63,8 @@ def pgd(
             survivors closer than 0.9 eps to where they began although the steps were long enough.
     """
     check_attack(x, eps, bounds, steps=steps, restarts=restarts)
-    if alpha is not None and not (is_number(alpha) and 0 < alpha < float("inf")):
-        raise ValueError(f"alpha must be positive and finite, or None; got {alpha!r}")
+    if alpha is not None:
+        check_positive("alpha", alpha)
     alpha = eps / 4 if alpha is None else alpha
     every = torch.arange(len(x), device=x.device)
     found, best = broken(x, every), x.clone()

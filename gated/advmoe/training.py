@@ -14,7 +14,6 @@ Sources: Zhang et al. 2019 (TRADES), arXiv 1901.08573; Zhang et al. 2023 (AdvMoE
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,15 @@ from torch.nn import functional as F
 
 from gated.advmoe.exact import check_eps
 from gated.advmoe.networks import RoutedNetwork
-from gated.gates._validation import check_axes, check_float, check_int, check_number, holds_anywhere, is_number
+from gated.gates._validation import (
+    check_axes,
+    check_float,
+    check_int,
+    check_number,
+    check_positive,
+    holds_anywhere,
+    is_number,
+)
 
 Bounds = tuple[float | int, float | int] | None
 Batch = tuple[Tensor, Tensor]
@@ -64,11 +71,10 @@ class Trades:
         check_eps(self.eps)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise ValueError(f"steps must be a whole number >= 0; got {self.steps!r}")
-        if self.alpha is not None and not (is_number(self.alpha) and 0 < self.alpha < math.inf):
-            raise ValueError(f"alpha must be positive and finite, or None; got {self.alpha!r}")
+        if self.alpha is not None:
+            check_positive("alpha", self.alpha)
         for name, value in (("beta", self.beta), ("noise", self.noise)):
-            if not (is_number(value) and 0 <= value < math.inf):
-                raise ValueError(f"{name} must be finite and >= 0; got {value!r}")
+            check_number(name, value, "[0, inf)")
         check_bounds(self.bounds)
 
 
@@ -112,7 +118,7 @@ def trades_loss(
     Raises:
         ValueError: shapes that do not fit, y that is no class, a beta that is negative or not finite.
     """
-    check_number("beta", beta, 0)
+    check_number("beta", beta, "[0, inf)")
     check_float("clean", clean)
     check_float("adversarial", adversarial)
     check_int("y", y)
@@ -213,9 +219,9 @@ def optimizers(
     Raises:
         ValueError: a parameter that belongs to both or to neither, a learning rate that is negative or not finite.
     """
-    check_number("lr", lr, 0)
+    check_number("lr", lr, "[0, inf)")
     if router_lr is not None:
-        check_number("router_lr", router_lr, 0)
+        check_number("router_lr", router_lr, "[0, inf)")
     options = {"momentum": 0.9, "weight_decay": 5e-4} | options
     psi, phi = model.expert_parameters(), model.router_parameters()
     if len({id(p) for p in psi + phi}) != len(psi) + len(phi) or len(psi) + len(phi) != len(list(model.parameters())):
@@ -316,7 +322,7 @@ def released_step(
 
     Source: the program of Zhang et al. 2023, arXiv 2308.10110.
     """
-    check_number("router_weight", router_weight, 0)
+    check_number("router_weight", router_weight, "[0, inf)")
     if model.router is None:
         raise ValueError("model must have a global router (routing='global', several experts); got none")
     x, y = batch

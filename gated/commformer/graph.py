@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gated.gates import gumbel_topk_gate
-from gated.gates._validation import Temperature, check_count, check_float, is_number
+from gated.gates._validation import Temperature, check_count, check_float, check_number, is_number
 
 
 def initial_edges(
@@ -52,8 +52,7 @@ def senders(agents: int, share: float | int) -> int:
         4
     """
     check_agents(agents)
-    if not (is_number(share) and 0 < share <= 1):
-        raise ValueError(f"share must lie in (0, 1], got {share}")
+    check_number("share", share, "(0, 1]")
     return min(max(int(agents * share), 1), agents - 1)
 
 

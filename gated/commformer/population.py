@@ -37,7 +37,7 @@ from gated.commformer.network import CommFormer, Decision
 from gated.commformer.ppo import PPO, Rollout, ValueNorm, clipped_policy_loss, clipped_value_loss, run_mean
 from gated.commformer.receive import gate_log_prob
 from gated.commformer.worlds import World
-from gated.gates._validation import check_axes, check_choice, check_count, check_positive, check_sizes, is_number
+from gated.gates._validation import check_axes, check_choice, check_count, check_number, check_positive, check_sizes
 from gated.gates.noise import add_logistic_noise, gumbel_noise
 
 EdgeSchedule = Literal["fixed", "split", "every5", "joint"]
@@ -83,8 +83,7 @@ class Arm:
         check_count("k", self.k)
         check_positive("lr", self.lr)
         check_positive("edge_lr", self.edge_lr)
-        if not (is_number(self.penalty) and 0 <= self.penalty < torch.inf):
-            raise ValueError(f"penalty must be at least 0 and finite, got {self.penalty}")
+        check_number("penalty", self.penalty, "[0, inf)")
 
     def moves(self, step: int) -> tuple[bool, bool]:
         """Whether pass `step`, counted from 0, moves weights and edges."""

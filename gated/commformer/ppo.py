@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.gates._validation import check_axes, check_float, check_number, check_positive, check_sizes, is_number
+from gated.gates._validation import check_axes, check_float, check_number, check_positive, check_sizes
 from gated.policy_gradient import clipped_gain
 
 
@@ -63,11 +63,9 @@ class PPO:
         for name in ("clip", "huber", "grad_norm", "temperature"):
             check_positive(name, getattr(self, name))
         for name in ("discount", "trace"):
-            if not (is_number(value := getattr(self, name)) and 0 <= value <= 1):
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+            check_number(name, getattr(self, name), "[0, 1]")
         for name in ("entropy", "value", "edge_value"):
-            if not (is_number(value := getattr(self, name)) and 0 <= value < torch.inf):
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), "[0, inf)")
 
 
 class Rollout(NamedTuple):
@@ -138,8 +136,7 @@ class ValueNorm:
 
     def __init__(self, runs: int, *, keep: float | int = 0.99999, like: Tensor) -> None:
         check_sizes(runs=runs)
-        if not (is_number(keep) and 0 <= keep < 1):
-            raise ValueError(f"keep must lie in [0, 1), got {keep}")
+        check_number("keep", keep, "[0, 1)")
         check_float("like", like)
         self.keep = keep
         self._sums = torch.zeros(3, runs, dtype=torch.float64, device=like.device)  # x, x^2, and the weight of both
@@ -216,7 +213,7 @@ def clipped_value_loss(
         >>> clipped_value_loss(one, old, one, one, clip=0.5)  # right now, but the clipped value is 0.5 off
         tensor([0.1250])
     """
-    check_number("clip", clip, 0)
+    check_number("clip", clip, "[0, inf)")
     check_positive("huber", huber)
     check_float("value", value)
     check_float("old_value", old_value)

@@ -9,7 +9,6 @@ are our reading. Nothing in the reward speaks for silence, so without a penalty 
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -42,7 +41,7 @@ class ReceiveGate(nn.Module):
     def __init__(self, observation: int, width: int = 32, *, bias: float | int = 2.0) -> None:
         super().__init__()
         check_sizes(observation=observation, width=width)
-        check_number("bias", bias, -math.inf)
+        check_number("bias", bias)
         self.hidden, self.decide = nn.Linear(observation, width), nn.Linear(width, 2)
         nn.init.normal_(self.decide.weight, std=1e-2)
         with torch.no_grad():

@@ -94,12 +94,12 @@ def check_positive(name: str, value: float | int) -> None:
         raise ValueError(f"{name} must be a positive finite number; got {value!r}")
 
 
-def check_number(
-    name: str, value: float | int, low: float | int, high: float | int = math.inf, *, open_low: bool = False
-) -> None:
-    """A finite number in [low, high], or in (low, high] with `open_low`."""
-    if not (is_number(value) and math.isfinite(value)) or value > high or value < low or (open_low and value == low):
-        raise ValueError(f"{name} must be a number in {'(' if open_low else '['}{low}, {high}], got {value!r}")
+def check_number(name: str, value: float | int, interval: str = "(-inf, inf)") -> None:
+    """A real number in the interval, written as in mathematics: "[0, 1)" holds 0 and not 1, "(0, inf]" any above 0."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
+    if not is_number(value) or not (low < value < high or value in ends):
+        raise ValueError(f"{name} must be a number in {interval}; got {value!r}")
 
 
 def check_temperature(temperature: float | int | Tensor, logits: Tensor) -> None:

@@ -216,7 +216,7 @@ class HardConcrete(nn.Module):
     ):
         super().__init__()
         check_count("gates", gates)
-        check_number("log_alpha", log_alpha, -math.inf)
+        check_number("log_alpha", log_alpha)
         self.log_alpha = nn.Parameter(torch.tensor(log_alpha, dtype=torch.get_default_dtype()).repeat(gates))
         _check_hard_concrete(self.log_alpha, temperature, low, high, check_finite=True)
         self.temperature, self.low, self.high = temperature, low, high

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import Temperature, check_count, check_logits, check_positive, is_number
+from gated.gates._validation import Temperature, check_count, check_logits, check_number, check_positive
 from gated.gates.soft import softmax_gate
 from gated.gates.topk import topk_mask
 
@@ -36,8 +36,7 @@ def top_p_gate(
         >>> top_p_gate(torch.tensor([0.5, 0.3, 0.2]).log(), threshold=0.6)
         tensor([0.5000, 0.3000, 0.0000])
     """
-    if not (is_number(threshold) and 0 <= threshold <= 1):
-        raise ValueError(f"threshold must lie in [0, 1]; got {threshold!r}")
+    check_number("threshold", threshold, "[0, 1]")
     weights = softmax_gate(logits, temperature, check_finite=check_finite)
     order = torch.sort(logits.detach(), dim=-1, descending=True, stable=True).indices
     ranked = weights.detach().gather(-1, order)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import Temperature, check_logits, is_number
+from gated.gates._validation import Temperature, check_logits, check_number
 from gated.gates.noise import add_gumbel_noise
 from gated.gates.soft import softmax_gate
 from gated.gates.topk import topk_mask
@@ -92,5 +92,4 @@ class DenseToSparseGate(nn.Module):
 
 
 def _check_threshold(threshold: float | int) -> None:
-    if not (is_number(threshold) and 0 <= threshold < 1):
-        raise ValueError(f"threshold must lie in [0, 1); got {threshold!r}")
+    check_number("threshold", threshold, "[0, 1)")

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gated.gates._validation import is_number
+from gated.gates._validation import check_count, check_number, check_positive, is_number
 from gated.gaussian_moe.model import GaussianMoE
 from gated.gaussian_moe.steps import EMPTY, Layout, quasi_newton, step_from
 from gated.kernels.gmoe_em import Points, Statistics
@@ -237,12 +237,9 @@ def _check(
     """The least variance of each data set."""
     points.check()
     for name, number in (("tolerance", tolerance), ("max_slope", max_slope), ("min_tau", min_tau)):
-        if not (is_number(number) and 0 < number < math.inf):
-            raise ValueError(f"{name} must be above 0 and finite; got {number}")
-    if not (is_number(max_bias) and max_bias > 0):
-        raise ValueError(f"max_bias must be above 0, or infinite; got {max_bias}")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int) or max_iterations < 1:
-        raise ValueError(f"max_iterations must be an integer of at least 1; got {max_iterations!r}")
+        check_positive(name, number)
+    check_number("max_bias", max_bias, "(0, inf]")
+    check_count("max_iterations", max_iterations)
     if polish not in (None, *get_args(Polish)):
         raise ValueError(f"polish must be None or one of {get_args(Polish)}; got {polish!r}")
     if start.models != (points.segments,) or start.dim != points.x.shape[1]:

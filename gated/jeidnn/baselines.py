@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from gated.gates._validation import check_axes, check_float, check_int, check_sizes
+from gated.gates._validation import check_axes, check_float, check_int, check_positive, check_sizes
 from gated.jeidnn._validation import as_numbers, check_correct, check_costs, check_exits, check_number, check_rows
 from gated.jeidnn.exits import first_true
 
@@ -81,7 +81,7 @@ def geometric_quotas(exits: int, ratio: float | int) -> Float[Tensor, "exits"]:
         [0.25, 0.75]
     """
     check_sizes(exits=exits)
-    check_number("ratio", ratio, 0, open_low=True)
+    check_positive("ratio", ratio)
     # through a softmax, so that no power overflows
     return (torch.arange(exits).double() * torch.tensor(float(ratio)).double().log()).softmax(0)
 
@@ -211,7 +211,7 @@ def at_cost(costs: Sequence[float] | Tensor, values: Sequence[float] | Tensor, c
         1.0
     """
     x, y = points(costs, values)
-    check_number("cost", cost, float(x[0]), float(x[-1]))
+    check_number("cost", cost, f"[{float(x[0])}, {float(x[-1])}]")
     right = min(int(torch.searchsorted(x, torch.tensor(float(cost)).double())), len(x) - 1)
     if float(x[right]) == cost or right == 0:
         return float(y[right])

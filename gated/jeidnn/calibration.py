@@ -136,7 +136,7 @@ def conformal_quantile(scores: Float[Tensor, "batch"], alpha: float | int) -> fl
         >>> conformal_quantile(torch.arange(1.0, 10.0), alpha=0.2)
         8.0
     """
-    check_number("alpha", alpha, 0, 1)
+    check_number("alpha", alpha, "[0, 1]")
     check_rows("scores", scores, 1)
     n = len(scores)
     rank = math.ceil((n + 1) * (1 - alpha) - 1e-9)  # less what rounding may have added to a whole number

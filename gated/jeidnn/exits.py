@@ -149,7 +149,7 @@ def objective(
         >>> objective(p, losses, costs, trade_off=2.0).item()
         2.0
     """
-    check_number("trade_off", trade_off, 0)
+    check_number("trade_off", trade_off, "[0, inf)")
     check_float("losses", losses)
     check_same_shape("losses", losses, "p", p)
     return (p * losses).sum(-1) + trade_off * expected_cost(p, costs)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from gated.gates._validation import check_axes, check_choice, check_sizes
+from gated.gates._validation import check_axes, check_choice, check_positive, check_sizes
 from gated.jeidnn._validation import check_classes, check_costs, check_exits, check_number, check_rows
 
 Target = Literal["subsequent", "one-hot", "hazard"]
@@ -38,7 +38,7 @@ def exit_labels(
         >>> exit_labels(losses, costs, trade_off=1.0).tolist()
         [0, 1]
     """
-    check_number("trade_off", trade_off, 0)
+    check_number("trade_off", trade_off, "[0, inf)")
     check_rows("losses", losses, 2)
     check_costs(costs, losses.shape[1])
     total = losses + trade_off * costs.to(losses)
@@ -102,7 +102,7 @@ def positive_weights(labels: Int64[Tensor, "batch"], exits: int, cap: float | in
     Raises:
         ValueError: labels beyond the exits, a cap that is not positive and finite.
     """
-    check_number("cap", cap, 0, open_low=True)
+    check_positive("cap", cap)
     check_sizes(exits=exits)
     check_axes("batch", labels=labels)
     check_exits(labels, len(labels), exits, "labels")

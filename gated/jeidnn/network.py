@@ -215,7 +215,7 @@ class ExitNetwork(nn.Module):
         Raises:
             ValueError: shrink outside [0, 1], x empty, or the backbone mixes rows.
         """
-        check_number("shrink", shrink, 0, 1)
+        check_number("shrink", shrink, "[0, 1]")
         if not len(x):
             raise ValueError("x must hold at least one sample, got none")
         policy = policy or GatePolicy(self.gates)

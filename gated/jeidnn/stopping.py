@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_choice, check_float, check_sizes, is_number
+from gated.gates._validation import check_choice, check_float, check_positive, check_sizes, is_number
 from gated.jeidnn._validation import check_costs, check_number, check_rows
 
 
@@ -46,7 +46,7 @@ def optimal_stopping(
         >>> optimal_stopping(losses, costs, stay, trade_off=0.5).stop[0].tolist()
         [True, False]
     """
-    check_number("trade_off", trade_off, 0)
+    check_number("trade_off", trade_off, "[0, inf)")
     check_rows("losses", losses, 2)
     exits, states = losses.shape
     check_costs(costs, exits)
@@ -83,8 +83,8 @@ def calibrated_two_exits(accuracy: float | int, price: float | int) -> TwoExits:
         >>> calibrated_two_exits(accuracy=0.875, price=0.125)  # leave from q = 0.75 on: half of all
         TwoExits(threshold=0.75, rate=0.5, accuracy=0.875)
     """
-    check_number("accuracy", accuracy, 0, 1)
-    check_number("price", price, 0)
+    check_number("accuracy", accuracy, "[0, 1]")
+    check_number("price", price, "[0, inf)")
     threshold = min(max(accuracy - price, 0.5), 1.0)
     rate = 2 * (1 - threshold)
     return TwoExits(threshold, rate, rate * (1 - rate / 4) + (1 - rate) * accuracy)
@@ -113,12 +113,12 @@ def accuracy_when_continuing(
         ValueError: shares that are negative or do not sum to 1, a budget out of range, not two accuracies a group.
     """
     check_choice("order", order, get_args(Order))
-    check_number("budget", budget, 0, 1)
+    check_number("budget", budget, "[0, 1]")
     if not len(shares) == len(first) == len(second):
         raise ValueError(f"shares, first and second must be as many; got {len(shares)}, {len(first)} and {len(second)}")
     for name, values in (("first", first), ("second", second)):
         for value in values:
-            check_number(name, value, 0)
+            check_number(name, value, "[0, inf)")
     groups = list(zip(shares, first, second, strict=True))
     if not all(is_number(share) and share >= 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-9:
         raise ValueError(f"shares must be at least 0 and sum to 1, got {list(shares)}")
@@ -139,9 +139,9 @@ def selection_bias(threshold: float | int, spread: float | int, noise: float | i
     q ~ N(0, spread^2) is the truth, q + eps with eps ~ N(0, noise^2) the score: who passes a threshold has been lucky.
     The shrunk score (q + eps) spread^2 / s^2 = E[q | q + eps] has no such bias.
     """
-    check_number("threshold", threshold, -math.inf)
-    check_number("spread", spread, 0)
-    check_number("noise", noise, 0, open_low=True)
+    check_number("threshold", threshold)
+    check_number("spread", spread, "[0, inf)")
+    check_positive("noise", noise)
     s = math.hypot(spread, noise)
     # phi / Phi(-t) as sqrt(2/pi) / erfcx(t / sqrt 2): neither factor may underflow
     mills = math.sqrt(2 / math.pi) / float(torch.special.erfcx(torch.tensor(threshold / s / math.sqrt(2)).double()))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_choice, check_positive, check_sizes
 from gated.jeidnn._validation import check_number
 from gated.jeidnn.exits import Causal, exit_distribution
 from gated.jeidnn.labels import (
@@ -141,7 +141,7 @@ def alternate(
 
     Source: Regol, Chataoui & Coates 2024, arXiv 2310.09163.
     """
-    check_number("trade_off", trade_off, 0)
+    check_number("trade_off", trade_off, "[0, inf)")
     for phase in phases:
         check_choice("phases", phase, get_args(Phase))
     check_choice("weighting", weighting, get_args(Weighting))
@@ -230,8 +230,8 @@ def joint_loss(network: ExitNetwork, x: Tensor, y: Tensor) -> Float[Tensor, ""]:
 
 
 def sgd(module: nn.Module, learning_rate: float | int, weight_decay: float | int) -> torch.optim.SGD:
-    check_number("learning_rate", learning_rate, 0, open_low=True)
-    check_number("weight_decay", weight_decay, 0)
+    check_positive("learning_rate", learning_rate)
+    check_number("weight_decay", weight_decay, "[0, inf)")
     return torch.optim.SGD(module.parameters(), lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
 
 

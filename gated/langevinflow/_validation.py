@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gated.gates._validation import check_float, check_sizes, is_number
+from gated.gates._validation import check_float, check_number, check_sizes
 from gated.langevinflow.objective import check_counts
 
 
@@ -31,5 +31,4 @@ def check_generator(model: nn.Module, generator: torch.Generator | None) -> None
 
 
 def check_rate(rate: float | int) -> None:
-    if not (is_number(rate) and 0 <= rate < 1):
-        raise ValueError(f"rate of dropout must lie in [0, 1); got {rate}")
+    check_number("rate", rate, "[0, 1)")

@@ -47,8 +47,7 @@ def exact_noise(decay: float | int | Tensor, temperature: float | int = 1.0) -> 
         >>> exact_noise(decay=0.6, temperature=1.0)
         0.8
     """
-    if not (is_number(temperature) and 0 <= temperature < math.inf):
-        raise ValueError(f"temperature must be a finite number of at least 0; got {temperature}")
+    check_number("temperature", temperature, "[0, inf)")
     if isinstance(decay, Tensor):
         return (temperature * (1 - decay**2)).sqrt()
     check_decay(decay)
@@ -65,7 +64,7 @@ def released_noise(friction: float | int) -> float:
         >>> released_noise(friction=0.5)
         1.0
     """
-    check_number("friction", friction, 0, 1)
+    check_number("friction", friction, "[0, 1]")
     return math.sqrt(2 * friction)
 
 
@@ -108,7 +107,7 @@ def langevin_step(
             if value.shape != z.shape and (value.ndim or name not in ("decay", "scale")):
                 raise ValueError(f"{name} must have the shape of z, {tuple(z.shape)}; got {tuple(value.shape)}")
         elif value is not None:
-            check_number(name, value, -math.inf)
+            check_number(name, value)
         elif name in ("decay", "scale"):
             raise ValueError(f"{name} must be a number, or one for each entry; got None")
     push: float | Tensor = 0.0 if noise is None else scale * noise
@@ -293,7 +292,7 @@ def _squared_angle(curvature: float | int | Tensor, step: float | int, decay: fl
     check_positive("step", step)
     check_decay(decay)
     if not isinstance(curvature, Tensor):
-        check_number("curvature", curvature, -math.inf)
+        check_number("curvature", curvature)
     check_choice("scheme", scheme, get_args(Scheme))
     return step**2 * (curvature if isinstance(curvature, Tensor) else torch.tensor(float(curvature)))
 

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_positive, check_sizes, is_number
+from gated.gates._validation import check_choice, check_number, check_positive, check_sizes
 from gated.kernels.langevin_scan import langevin_scan
 from gated.langevinflow._validation import check_generator, check_input, check_rate, check_task
 from gated.langevinflow.integrators import check_step, exact_noise, released_noise
@@ -263,8 +263,7 @@ class LangevinFlow(nn.Module):
         self.step = (0.01 if released else 1.0) if step is None else step
         self.friction = (0.55 if released else 0.1) if friction is None else friction
         check_positive("step", self.step)
-        if not (is_number(self.friction) and 0 < self.friction < 1):
-            raise ValueError(f"friction must lie in (0, 1); got {self.friction}")
+        check_number("friction", self.friction, "(0, 1)")
         check_choice("encoder_input", encoder_input, get_args(EncoderInput))
         self.encoder = Encoder(observed, dim, source=encoder_input, rate=rate)
         self.start = nn.ModuleDict({name: nn.Linear(dim, dim) for name in ("z", "z_log", "v", "v_log")})

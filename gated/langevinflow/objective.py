@@ -20,7 +20,6 @@ from gated.gates._validation import (
     check_same_shape,
     check_sizes,
     holds_anywhere,
-    is_number,
 )
 
 ScoreRule = Literal["original", "released"]
@@ -127,7 +126,7 @@ def gaussian_kl(
         if isinstance(value, Tensor):
             check_same_shape(name, value, "mean", mean)
         else:
-            check_number(name, value, -math.inf)
+            check_number(name, value)
     apart = prior_log_variance - log_variance
     distance = (mean - prior_mean) ** 2 * _exp(-prior_log_variance)
     return (apart - 1 + torch.exp(-apart) + distance).sum(-1) / 2
@@ -146,8 +145,8 @@ def girsanov_kl(push: Float[Tensor, "*batch dim"], scale: float | int | Tensor) 
         >>> girsanov_kl(torch.tensor([2.0]), scale=1.0).item()
         2.0
     """
-    if not isinstance(scale, Tensor) and not (is_number(scale) and scale > 0):
-        raise ValueError(f"scale must be positive, or a push has infinite cost; got {scale}")
+    if not isinstance(scale, Tensor):
+        check_number("scale", scale, "(0, inf]")
     return ((push / scale) ** 2).sum(-1) / 2
 
 
@@ -168,7 +167,7 @@ def released_kl(
     """
     check_float("velocity", velocity)
     check_axes("trials time dim", velocity=velocity)
-    check_number("friction", friction, 0, open_low=proper_constant)
+    check_number("friction", friction, "(0, inf)" if proper_constant else "[0, inf)")
     log_variance = math.log(2 * friction) if proper_constant else 2 * friction
     return gaussian_kl(velocity, torch.full_like(velocity, log_variance), 0.0, math.log(0.1)).sum(-1)
 
@@ -184,13 +183,12 @@ def released_beta(bins: int, neurons: int, weight: float | int = 0.1) -> float:
         20.0
     """
     check_sizes(bins=bins, neurons=neurons)
-    check_number("weight", weight, 0)
+    check_number("weight", weight, "[0, inf)")
     return float(weight * bins * neurons)
 
 
 def check_keep(keep: float | int) -> None:
-    if not (is_number(keep) and 0 < keep <= 1):
-        raise ValueError(f"keep must lie in (0, 1], the share of counts that is shown; got {keep}")
+    check_number("keep", keep, "(0, 1]")
 
 
 def check_counts(name: str, counts: Tensor) -> None:

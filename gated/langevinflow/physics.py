@@ -30,8 +30,8 @@ def ou_moments(
         [2.0, 2.0]
     """
     check_hessian(hessian)
-    check_number("friction", friction, 0)
-    check_number("temperature", temperature, 0)
+    check_number("friction", friction, "[0, inf)")
+    check_number("temperature", temperature, "[0, inf)")
     check_positive("time", time)
     drift, diffusion = _drift(hessian, friction), _diffusion(hessian, friction * temperature)
     size = len(drift)
@@ -64,8 +64,8 @@ def split_moments(
     check_float("covariance", covariance)
     if covariance.shape != (2 * len(hessian), 2 * len(hessian)):
         raise ValueError(f"covariance must be [2 dim, 2 dim], dim = {len(hessian)}; got {tuple(covariance.shape)}")
-    check_number("friction", friction, 0)
-    check_number("temperature", temperature, 0)
+    check_number("friction", friction, "[0, inf)")
+    check_number("temperature", temperature, "[0, inf)")
     check_positive("time", time)
     check_count("steps", steps)
     h, dim = time / steps, len(hessian)
@@ -153,7 +153,7 @@ def autocorrelation_time(series: Float[Tensor, "*batch time"], window: float | i
     """
     check_float("series", series)
     check_axes("*batch time", series=series)
-    check_number("window", window, 0)
+    check_number("window", window, "[0, inf)")
     time = series.shape[-1]
     if time < 4 or not series.numel():
         raise ValueError(f"series must have at least 4 steps; got shape {tuple(series.shape)}")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_float, check_positive, check_sizes, is_number
+from gated.gates._validation import check_float, check_number, check_positive, check_sizes
 
 
 class ConvPotential(nn.Module):
@@ -39,8 +39,7 @@ class ConvPotential(nn.Module):
         check_positive("eps", eps)
         if dim % 4:
             raise ValueError(f"dim must be a multiple of 4, the channels of the potential; got {dim}")
-        if not (is_number(init) and 0 <= init < math.inf):
-            raise ValueError(f"init must be a finite number of at least 0; got {init}")
+        check_number("init", init, "[0, inf)")
         self.dim, self.eps = dim, eps
         self.weight = nn.Parameter(init * torch.randn(4, 4, 3))
 
@@ -159,8 +158,9 @@ def stiffness_of_periods(shortest: float | int, longest: float | int, dim: int) 
     """
     check_positive("shortest", shortest)
     check_sizes(dim=dim)
-    if not (is_number(longest) and shortest <= longest < math.inf):
-        raise ValueError(f"longest must be finite and at least shortest={shortest}; got {longest}")
+    check_positive("longest", longest)
+    if shortest > longest:
+        raise ValueError(f"shortest must be at most longest; got {shortest} and {longest}")
     return (2 * math.pi / torch.logspace(math.log10(shortest), math.log10(longest), dim)) ** 2
 
 

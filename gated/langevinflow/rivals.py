@@ -170,7 +170,7 @@ def match_parameters(
         ValueError: no widths, or no width comes within `tolerance` (a share of the target).
     """
     check_sizes(target=target)
-    check_number("tolerance", tolerance, 0)
+    check_number("tolerance", tolerance, "[0, inf)")
     if not len(widths):
         raise ValueError("widths must hold at least one width to try; got none")
 

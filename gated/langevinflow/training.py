@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_count, check_number, check_positive, is_number
+from gated.gates._validation import check_count, check_number, check_positive
 from gated.gates.schedules import Schedule
 from gated.langevinflow.model import Rates
 from gated.langevinflow.objective import ScoreRule, check_counts, check_rule, coordinated_dropout, poisson_nll, scored
@@ -71,13 +71,12 @@ class Trainer:
     ) -> None:
         check_count("batch", batch)
         check_rule(rule)
-        if not (is_number(keep) and 0 < keep <= 1):
-            raise ValueError(f"keep must lie in (0, 1]; got {keep}")
-        check_number("beta", beta, 0)
+        check_number("keep", keep, "(0, 1]")
+        check_number("beta", beta, "[0, inf)")
         check_count("ramp", ramp, least=0)
         check_count("seed", seed, least=0)
         if not callable(weight_decay):
-            check_number("weight_decay", weight_decay, 0)
+            check_number("weight_decay", weight_decay, "[0, inf)")
         if not callable(rate):
             check_positive("rate", rate)
         for name, counts in {"spikes": spikes, "targets": targets}.items():

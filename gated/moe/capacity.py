@@ -45,7 +45,7 @@ def expert_capacity(tokens: int, k: int, num_experts: int, factor: float | int) 
     """
     check_count("tokens", tokens, least=0)
     check_sizes(k=k, num_experts=num_experts)
-    check_number("factor", factor, 0)
+    check_number("factor", factor, "[0, inf)")
     return math.ceil(factor * k * tokens / num_experts)
 
 

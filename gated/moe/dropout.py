@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from gated.gates._validation import is_number
+from gated.gates._validation import check_number
 from gated.moe.routing import Routing, Slots
 
 __all__ = ["ExpertDropout"]
@@ -37,8 +37,7 @@ class ExpertDropout(nn.Module):
 
     def __init__(self, gate: nn.Module, p: float):
         super().__init__()
-        if not (is_number(p) and 0 <= p < 1):
-            raise ValueError(f"p must lie in [0, 1); got {p}")
+        check_number("p", p, "[0, 1)")
         num_experts = getattr(gate, "num_experts", None)
         if not isinstance(num_experts, int):
             raise ValueError(f"gate must be a module with num_experts, such as TopKGate; got {gate!r}")

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
-from gated.gates._validation import is_number
+from gated.gates._validation import check_number
 from gated.moe.routing import Routing
 
 __all__ = ["ExpertParallel", "synchronise_gradients"]
@@ -69,8 +69,7 @@ class ExpertParallel:
     def __init__(self, group: Group = None, *, timeout: float | int | None = None, sizes: Sequence[int] | None = None):
         self.group = _group(group)
         if timeout is not None:
-            if not (is_number(timeout) and 0 < timeout < 1e9):
-                raise ValueError(f"timeout must be positive seconds, fewer than 1e9; got {timeout}")
+            check_number("timeout", timeout, "(0, 1e9)")
             self.group = dist.new_group(
                 dist.get_process_group_ranks(self.group),
                 timeout=timedelta(seconds=timeout),

@@ -43,7 +43,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated import gates
-from gated.gates._validation import check_positive, check_sizes, is_number
+from gated.gates._validation import check_number, check_positive, check_sizes
 from gated.kernels.topk_gate import topk_gate
 from gated.moe._validation import check_features, check_k, check_mask
 from gated.moe.baselines import HashGate, OracleGate, RandomGate
@@ -158,8 +158,7 @@ class SoftmaxTopKGate(TopKGate):
         noise_std: float | int = 0.0,
     ):
         super().__init__(score, k, temperature=temperature)
-        if not (is_number(noise_std) and 0 <= noise_std < math.inf):
-            raise ValueError(f"noise_std must be finite and at least 0; got {noise_std}")
+        check_number("noise_std", noise_std, "[0, inf)")
         self.renormalise, self.noise_std = renormalise, noise_std
 
 
@@ -173,8 +172,7 @@ class NoisyTopKGate(nn.Module):
     def __init__(self, features: int, num_experts: int, k: int, *, min_noise_std: float | int = 1e-2):
         super().__init__()
         check_sizes(features=features, num_experts=num_experts)
-        if not (is_number(min_noise_std) and min_noise_std > 0):
-            raise ValueError(f"min_noise_std must be above 0; got {min_noise_std}")
+        check_number("min_noise_std", min_noise_std, "(0, inf]")
         self.num_experts, self.k, self.min_noise_std = num_experts, check_k(k, num_experts), min_noise_std
         self.score = LinearScore(features, num_experts, zero=True)
         self.noise = LinearScore(features, num_experts, zero=True)
@@ -200,8 +198,7 @@ class ProbitGate(SoftGate):
 
     def __init__(self, score: nn.Module, *, noise_std: float | int = 1.0):
         super().__init__(score)
-        if not (is_number(noise_std) and 0 < noise_std < math.inf):
-            raise ValueError(f"noise_std must be positive and finite; got {noise_std}")
+        check_positive("noise_std", noise_std)
         self.noise_std = noise_std
 
     def select(self, logits: Float[Tensor, "tokens num_experts"], generator: torch.Generator | None) -> Tensor:
@@ -218,8 +215,7 @@ class ExpertChoiceGate(SoftGate):
 
     def __init__(self, score: nn.Module, *, capacity_factor: float | int = 1.0):
         super().__init__(score)
-        if not (is_number(capacity_factor) and 0 < capacity_factor < math.inf):
-            raise ValueError(f"capacity_factor must be positive and finite; got {capacity_factor}")
+        check_positive("capacity_factor", capacity_factor)
         self.capacity_factor = capacity_factor
 
     def select(self, logits: Float[Tensor, "tokens num_experts"], generator: torch.Generator | None) -> Tensor:
@@ -239,8 +235,7 @@ class TopPGate(SoftGate):
 
     def __init__(self, score: nn.Module, threshold: float | int = 0.4, *, temperature: float | int = 1.0):
         super().__init__(score, temperature=temperature)
-        if not (is_number(threshold) and 0 <= threshold <= 1):
-            raise ValueError(f"threshold must lie in [0, 1]; got {threshold}")
+        check_number("threshold", threshold, "[0, 1]")
         self.threshold = threshold
 
     def select(self, logits: Float[Tensor, "tokens num_experts"], generator: torch.Generator | None) -> Tensor:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated import gates
-from gated.gates._validation import check_positive, check_sizes, is_number
+from gated.gates._validation import check_number, check_positive, check_sizes
 from gated.moe._validation import check_features
 
 __all__ = [
@@ -67,8 +67,7 @@ class CosineScore(nn.Module):
     ):
         super().__init__()
         check_sizes(features=features, num_experts=num_experts, projection=1 if projection is None else projection)
-        if not (is_number(scale) and 0 < scale <= 100):
-            raise ValueError(f"scale must be above 0 and at most 100; got {scale}")
+        check_number("scale", scale, "(0, 100]")
         self.num_experts, self.perturbation = num_experts, perturbation
         self.projection = nn.Parameter(torch.empty(projection, features)) if projection else None
         if self.projection is not None:
@@ -106,8 +105,7 @@ class GaussianScore(nn.Module):
         check_sizes(features=features, num_experts=num_experts)
         if covariance not in ("spherical", "diagonal", "full"):
             raise ValueError(f"covariance must be 'spherical', 'diagonal' or 'full'; got {covariance!r}")
-        if not (is_number(min_std) and min_std > 0):
-            raise ValueError(f"min_std must be above 0; got {min_std}")
+        check_number("min_std", min_std, "(0, inf]")
         self.num_experts, self.min_std = num_experts, min_std
         self.mean = nn.Parameter(torch.randn(num_experts, features))
         shape = (num_experts,) if covariance == "spherical" else (num_experts, features)
@@ -139,8 +137,7 @@ class StudentTScore(GaussianScore):
         min_std: float | int = 1e-2,
     ):
         super().__init__(features, num_experts, covariance=covariance, min_std=min_std)
-        if not (is_number(freedom) and 0 < freedom < math.inf):
-            raise ValueError(f"freedom must be positive and finite; got {freedom}")
+        check_positive("freedom", freedom)
         self.freedom = freedom
 
     def forward(self, x: Float[Tensor, "tokens features"]) -> Float[Tensor, "tokens num_experts"]:
@@ -178,8 +175,7 @@ class PredictionErrorScore(nn.Module):
     def __init__(self, num_experts: int, sigma: float | int = 1.0):
         super().__init__()
         check_sizes(num_experts=num_experts)
-        if not (is_number(sigma) and 0 < sigma < math.inf):
-            raise ValueError(f"sigma must be positive and finite; got {sigma}")
+        check_positive("sigma", sigma)
         self.num_experts, self.sigma = num_experts, sigma
 
     def forward(self, x: Float[Tensor, "tokens num_experts"]) -> Float[Tensor, "tokens num_experts"]:

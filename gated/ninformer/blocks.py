@@ -34,7 +34,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float | int = 0.0) -> None:
         super().__init__()
         check_sizes(width=width, hidden=hidden)
-        check_number("dropout", dropout, 0, 1)
+        check_number("dropout", dropout, "[0, 1]")
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -99,7 +99,7 @@ class LocalMLP(nn.Module):
     def __init__(self, dim: int, hidden: int, grid: tuple[int, int], dropout: float | int = 0.0) -> None:
         super().__init__()
         check_sizes(dim=dim, hidden=hidden)
-        check_number("dropout", dropout, 0, 1)
+        check_number("dropout", dropout, "[0, 1]")
         self.grid = grid
         self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -162,7 +162,7 @@ class GMLPBlock(nn.Module):
         super().__init__()
         check_sizes(tokens=tokens, dim=dim)
         check_count("hidden", hidden, least=2)
-        check_number("dropout", dropout, 0, 1)
+        check_number("dropout", dropout, "[0, 1]")
         self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden // 2, dim)
         self.gate = SpatialGate(tokens, hidden // 2)
         self.dropout = nn.Dropout(dropout)

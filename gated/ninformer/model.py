@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gated.backbones import TransformerBlock
-from gated.gates._validation import check_choice, is_number
+from gated.gates._validation import check_choice, check_number
 from gated.ninformer.blocks import GMLPBlock, LocalViTBlock, MixerBlock
 from gated.ninformer.gate import NiNBlock, Variant
 from gated.ninformer.sizes import Sizes
@@ -189,5 +189,4 @@ def _check_input(x: Tensor, sizes: Sizes) -> None:
 
 
 def _check_dropout(dropout: float | int) -> None:
-    if not (is_number(dropout) and 0 <= dropout < 1):
-        raise ValueError(f"dropout must lie in [0, 1); got {dropout}")
+    check_number("dropout", dropout, "[0, 1)")

@@ -247,8 +247,10 @@ def log_uniform(
     Raises:
         ValueError: bounds that are not positive or not in order.
     """
-    if not (is_number(low) and is_number(high) and 0 < low <= high < math.inf):
-        raise ValueError(f"low and high must be positive with low <= high, got {low} and {high}")
+    check_positive("low", low)
+    check_positive("high", high)
+    if low > high:
+        raise ValueError(f"low must be at most high; got {low} and {high}")
     for axis in size:
         check_count("size", axis, least=0)
     u = torch.rand(tuple(size), generator=generator, device=generator.device, dtype=torch.float64)

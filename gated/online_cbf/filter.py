@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_count, check_float, check_number, check_positive, is_number
+from gated.gates._validation import check_count, check_float, check_number, check_positive
 from gated.kernels.barrier_qp import barrier_qp
 from gated.online_cbf.arenas import Arena
 
@@ -66,8 +66,7 @@ class SafetyFilter:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         for name in ("dt", "max_speed", "epsilon", "xi", "gain", "tolerance"):
             value = getattr(self, name)
-            if not (is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+            check_positive(name, value)
         check_count("eta", self.eta)
         if self.nearest is not None:
             check_count("nearest", self.nearest)
@@ -119,7 +118,7 @@ def class_k(
     if dt is not None:
         check_positive("dt", dt)
     if not isinstance(zeta, Tensor):
-        check_number("zeta", zeta, -math.inf)
+        check_number("zeta", zeta)
     elif zeta.ndim > h.ndim or any(a not in (1, b) for a, b in zip(zeta.shape[::-1], h.shape[::-1], strict=False)):
         raise ValueError(f"zeta must fit the shape of h, {tuple(h.shape)}; got {tuple(zeta.shape)}")
     alpha = zeta * (h if eta == 1 else h**eta)

@@ -45,8 +45,7 @@ def observe(
         ValueError: a distance that is negative or NaN.
     """
     for name, reach in (("communication", communication), ("sensing", sensing)):
-        if not (is_number(reach) and reach >= 0):
-            raise ValueError(f"{name} must be at least 0, got {reach}")
+        check_number(name, reach, "[0, inf]")
     check_state(a, state)
     delta = state.position[:, None] - state.position[:, :, None]  # [i, j]: from i to j
     square = delta.square().sum(-1)
@@ -139,7 +138,7 @@ class GraphTuner(nn.Module):
         super().__init__()
         if not (all(map(is_number, (low, start, high))) and 0 < low < start < high < math.inf):
             raise ValueError(f"low, start and high must be positive and rise, got {low}, {start} and {high}")
-        check_number("log_std", log_std, -math.inf)
+        check_number("log_std", log_std)
         check_positive("communication", communication)
         check_positive("sensing", sensing)
         self.low, self.high, self.communication, self.sensing = low, high, communication, sensing

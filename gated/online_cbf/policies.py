@@ -137,4 +137,4 @@ def _check_strengths(**strengths: float | int | Tensor) -> None:
     """By name; what tensors hold is checked where they are used."""
     for name, strength in strengths.items():
         if not isinstance(strength, Tensor):
-            check_number(name, strength, 0)
+            check_number(name, strength, "[0, inf)")

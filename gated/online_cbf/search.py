@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gated.gates._validation import check_sizes, is_number
+from gated.gates._validation import check_positive, check_sizes, is_number
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import SafetyFilter
 from gated.online_cbf.measures import navigation
@@ -98,8 +97,10 @@ def cross_entropy(
         ValueError: low and high not positive and rising, fewer than 2 of the elite or more than the population.
     """
     check_sizes(iterations=iterations, population=population, elite=elite)
-    if not (is_number(low) and is_number(high) and 0 < low < high < math.inf):
-        raise ValueError(f"low < high must be positive and finite; got {low} and {high}")
+    check_positive("low", low)
+    check_positive("high", high)
+    if low >= high:
+        raise ValueError(f"low must be below high; got {low} and {high}")
     if not 2 <= elite <= population:
         raise ValueError(f"elite must lie in 2..population, got {elite} of {population}")
     ends = torch.tensor([low, high], dtype=torch.float64).log()

@@ -43,7 +43,7 @@ class Rewards(NamedTuple):
 
 def rewards(trajectory: Trajectory, *, every: int = EVERY, team: float | int = 1.0) -> Rewards:
     """What every decision earned; `team` in [0, 1] as above. `every` as in `rollout`. Raises ValueError for others."""
-    check_number("team", team, 0, 1)
+    check_number("team", team, "[0, 1]")
     check_sizes(every=every)
     a, steps = trajectory.arena, len(trajectory.velocity)
     begin = torch.arange(0, steps, every, device=trajectory.arrival.device)
@@ -154,9 +154,9 @@ def ppo(
     check_sizes(iterations=iterations, every=every, epochs=epochs, minibatches=minibatches, width=width)
     check_positive("rate", rate)
     check_positive("clip", clip)
-    check_number("entropy", entropy, 0)
+    check_number("entropy", entropy, "[0, inf)")
     for name, share in (("team", team), ("discount", discount), ("trace", trace)):
-        check_number(name, share, 0, 1)
+        check_number(name, share, "[0, 1]")
     rule = SafetyFilter() if rule is None else rule
     device = tuner.log_std.device
     critic = Neighbourhood(1, width=width, generator=generator).to(device)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_float, is_number
+from gated.gates._validation import check_float, check_number
 
 
 class Decomposition(NamedTuple):
@@ -126,8 +126,7 @@ def check_cost(cost: Tensor | None, gates: Tensor) -> Float[Tensor, " gates"]:
 
 
 def check_share(name: str, value: float | int) -> None:
-    if not (is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    check_number(name, value, "[0, 1]")
 
 
 def _check_gates(name: str, gates: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -42,7 +41,7 @@ class InputGate(nn.Module):
     def __init__(self, channels: int, gates: int, *, hidden: int = 16, bias: float | int = 1.9) -> None:
         super().__init__()
         check_sizes(channels=channels, gates=gates, hidden=hidden)
-        check_number("bias", bias, -math.inf)
+        check_number("bias", bias)
         self.squeeze, self.decide = nn.Linear(channels, hidden), nn.Linear(hidden, gates)
         nn.init.normal_(self.decide.weight, std=1e-3)
         nn.init.constant_(self.decide.bias, bias)
@@ -62,7 +61,7 @@ class FreeGate(nn.Module):
     def __init__(self, gates: int, *, bias: float | int = 1.9) -> None:
         super().__init__()
         check_sizes(gates=gates)
-        check_number("bias", bias, -math.inf)
+        check_number("bias", bias)
         self.logits = nn.Parameter(torch.full((gates,), float(bias)))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch gates"]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import ResNet, Shortcut
-from gated.gates._validation import check_float, is_number
+from gated.gates._validation import check_float, check_number
 from gated.polarization.network import GatedResNet
 
 
@@ -135,8 +135,7 @@ def prune(model: GatedResNet, loader: Iterable[Any], *, max_dissent: float | int
     Raises:
         ValueError: more dissent than accepted, naming the gates; max_dissent out of range; and as `audit`.
     """
-    if not (is_number(max_dissent) and 0 <= max_dissent <= 1):
-        raise ValueError(f"max_dissent must lie in [0, 1], got {max_dissent}")
+    check_number("max_dissent", max_dissent, "[0, 1]")
     report = audit(model, loader)
     if report.bound > max_dissent:
         split = {int(i): round(float(report.dissent[i]), 4) for i in report.dissent.nonzero()[:, 0]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -87,8 +86,8 @@ def train_step(
         ValueError: a loss or weight that is not finite, y that is no class, and as the parts. No weight is changed
             then; the norms' running statistics may be.
     """
-    check_number("activation", activation, -math.inf)
-    check_number("polarization", polarization, -math.inf)
+    check_number("activation", activation)
+    check_number("polarization", polarization)
     check_int("y", y)
     output = model(x, generator, temperature)
     check_axes("batch classes, batch", logits=output.logits, y=y)
@@ -150,8 +149,8 @@ def one_pass(
         raise ValueError(f"0 <= warmup <= noisy <= latest <= 1 must hold, got {warmup}, {noisy}, {latest}")
     check_sizes(steps=steps, every=every)
     check_images("held_out", held_out, model.net.in_channels)
-    check_number("activation", activation, -math.inf)
-    check_number("polarization", polarization, -math.inf)
+    check_number("activation", activation)
+    check_number("polarization", polarization)
     if target is not None:
         check_share("target", target)
     if model.frozen is not None:

@@ -293,7 +293,7 @@ class Fetcher:
     """
 
     def __init__(self, tier: FastTier, backend: Backend, *, seconds: float | int = 30) -> None:
-        check_number("seconds", seconds, 0)
+        check_number("seconds", seconds, "[0, inf)")
         self.tier, self._backend, self._seconds = tier, backend, seconds
         self.moved_bytes = 0
         self._failed: FetchError | None = None

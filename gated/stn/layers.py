@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_count, check_float, check_sizes, is_number
+from gated.gates._validation import check_count, check_float, check_number, check_sizes
 
 
 class Given:
@@ -55,8 +55,7 @@ class ResponseLayer(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(num_hyper=num_hyper)
-        if not (is_number(gate_std) and 0 <= gate_std < float("inf")):
-            raise ValueError(f"gate_std must be finite and not negative, got {gate_std}")
+        check_number("gate_std", gate_std, "[0, inf)")
         self.num_hyper, self.source = num_hyper, Given()
         self.weight = nn.Parameter(torch.empty(2, *shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(2, shape[0], device=device, dtype=dtype)) if bias else None

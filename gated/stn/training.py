@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from gated.gates._validation import check_count, check_sizes, is_number
+from gated.gates._validation import check_count, check_number, check_sizes
 from gated.stn.hyperparameters import Hyperparameters
 from gated.stn.layers import ResponseLayer
 from gated.stn.selftune import SelfTuned
@@ -125,8 +125,7 @@ class Trainer:
         if valid_batch is not None:
             check_sizes(valid_batch=valid_batch)
         check_count("warmup", warmup, least=0)
-        if not (is_number(entropy) and 0 <= entropy < float("inf")):
-            raise ValueError(f"entropy must not be negative, got {entropy}")
+        check_number("entropy", entropy, "[0, inf)")
         self.loss, self.augment, self.penalty, self.entropy = loss, augment, penalty, entropy
         self.warmup, self.train_steps, self.valid_steps = warmup, train_steps, valid_steps
         self.perturb = schedule is None if perturb is None else perturb

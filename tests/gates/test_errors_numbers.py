@@ -1,6 +1,8 @@
 """What `_validation` says of numbers, counts and choices: the ends of a range, truth values, what is no number."""
 
+import contextlib
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,26 +15,28 @@ ROW = torch.tensor([[0.5, -1.0, 2.0], [0.0, 1.0, 3.0]])
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, 1.0, np.float64(0.25), np.int64(1)])
-def test_numbers_in_a_closed_range(value):
-    check.check_number("x", value, 0, 1)
-    if value:
-        check.check_number("x", value, 0, 1, open_low=True)
+def test_numbers_in_a_range(value):
+    for interval, at_0, at_1 in (("[0, 1]", True, True), ("(0, 1]", False, True), ("[0, 1)", True, False)):
+        outside = (value == 0 and not at_0) or (value == 1 and not at_1)
+        refused = pytest.raises(ValueError, match=rf"^x must be a number in {re.escape(interval)}; got")
+        with refused if outside else contextlib.nullcontext():
+            check.check_number("x", value, interval)
 
 
 @pytest.mark.parametrize("value", [-1e-9, 1 + 1e-9, math.nan, math.inf, -math.inf, True, "1", None, 1j])
-def test_numbers_beyond_it(value):
-    with pytest.raises(ValueError, match=r"^x must be a number in \[0, 1\]"):
-        check.check_number("x", value, 0, 1)
-    with pytest.raises(ValueError, match=r"^x must be a number in \(0, 1\]"):
-        check.check_number("x", value, 0, 1, open_low=True)
+@pytest.mark.parametrize("interval", ["[0, 1]", "(0, 1]", "[0, 1)", "(0, 1)", "[0, 1e0]"])
+def test_numbers_beyond_it(value, interval):
+    with pytest.raises(ValueError, match=re.escape(f"x must be a number in {interval}; got {value!r}")):
+        check.check_number("x", value, interval)
 
 
-def test_the_open_end_and_no_end():
-    with pytest.raises(ValueError, match=r"^x must be a number in \(0, 1\]"):
-        check.check_number("x", 0, 0, 1, open_low=True)
-    check.check_number("x", 1e300, 0)
-    with pytest.raises(ValueError, match=r"^x must be a number in \[0, inf\]"):
-        check.check_number("x", math.inf, 0)
+def test_ends_at_infinity():
+    for value in (-1e308, 0, 1e308):
+        check.check_number("x", value)
+    check.check_number("x", math.inf, "(0, inf]")
+    for value, interval in ((math.inf, "[0, inf)"), (-math.inf, "(-inf, inf)"), (math.nan, "[-inf, inf]")):
+        with pytest.raises(ValueError, match=rf"^x must be a number in {re.escape(interval)}"):
+            check.check_number("x", value, interval)
 
 
 def test_truth_values_and_words_are_no_numbers():

@@ -64,9 +64,9 @@ def test_model(change, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tolerance": 0.0}, "tolerance must be above 0"),
-        ({"max_slope": float("inf")}, "max_slope must be above 0 and finite"),
-        ({"max_bias": 0.0}, "max_bias must be above 0, or infinite; got 0.0"),
+        ({"tolerance": 0.0}, "tolerance must be a positive finite number"),
+        ({"max_slope": float("inf")}, "max_slope must be a positive finite number"),
+        ({"max_bias": 0.0}, r"max_bias must be a number in \(0, inf\]; got 0.0"),
         ({"max_bias": float("nan")}, "max_bias"),
         ({"min_tau": -1.0}, "min_tau"),
         ({"max_iterations": 0}, "max_iterations must be an integer of at least 1"),

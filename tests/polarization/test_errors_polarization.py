@@ -56,11 +56,11 @@ def test_losses_name_the_argument():
         with pytest.raises(ValueError, match="cost must"):
             activation_loss(gates, torch.tensor(cost))
     for target in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"target must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"target must be a number in \[0, 1\]"):
             activation_loss(gates, target=target)
-        with pytest.raises(ValueError, match=r"target must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"target must be a number in \[0, 1\]"):
             target_rate_loss(gates, target)
-        with pytest.raises(ValueError, match=r"target must lie in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"target must be a number in \[0, 1\]"):
             freeze_pattern(gates[0], target)
 
 
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
         ({"latest": 1.2}, "latest <= 1"),
         ({"steps": 0}, "steps must be an integer of at least 1"),
         ({"every": 0}, "every must be an integer of at least 1"),
-        ({"target": 2.0}, "target must lie"),
+        ({"target": 2.0}, r"target must be a number in \[0, 1\]"),
         ({"steps": 9}, "at least steps=9 batches, got 4"),
     ],
 )
