@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from gated.gates._validation import check_choice, check_number, check_sizes
+from gated.gates._validation import check_choice, check_floats, check_number, check_sizes
 
 Pool = Literal["cls", "mean"]
 
@@ -113,6 +113,7 @@ class Shortcut(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, stride={self.stride}"
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels_out h w"]:
+        check_floats(f"batch {self.in_channels} height width", x=x)
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         new = self.out_channels - self.in_channels
@@ -250,6 +251,7 @@ class TransformerBlock(nn.Module):
         return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch tokens {self.o_proj.in_features}", x=x)
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.mlp(self.mlp_norm(x))
 

@@ -33,7 +33,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.gates import softmax_gate
-from gated.gates._validation import check_choice, check_count, check_float, check_number, check_positive, check_sizes
+from gated.gates._validation import (
+    check_choice,
+    check_count,
+    check_float,
+    check_floats,
+    check_number,
+    check_positive,
+    check_sizes,
+)
 from gated.kernels.gla import chunk_gla, fused_recurrent_gla
 
 Decay = Literal["vector", "scalar", "constant", "fixed", "none"]
@@ -141,6 +149,7 @@ class ShortConvolution(nn.Module):
         self, x: Float[Tensor, "batch time channels"], window: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch time channels"], Float[Tensor, "batch past channels"]]:
         """(y, the last size - 1 inputs); window: the inputs just before x, zeros when None."""
+        check_floats(f"batch time {self.channels}", x=x)
         expected = (x.shape[0], max(self.size - 1, 0), self.channels)
         window = x.new_zeros(expected) if window is None else window
         if window.shape != expected:
@@ -333,6 +342,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        check_floats(f"*batch {self.up.in_features}", x=x)
         gate, value = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * value)
 
@@ -359,6 +369,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: tuple[Any, ...] | None = None, mode: Mode = "chunk"
     ) -> tuple[Float[Tensor, "batch time dim"], tuple[Any, ...]]:
+        check_floats(f"batch time {self.mlp.up.in_features}", x=x)
         y, state = self.mixer(self.mixer_norm(x), state, mode)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), state

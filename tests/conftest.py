@@ -43,6 +43,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"{item.nodeid}: give {name} as a tuple ({why})")
 
 
+def same_draws() -> None:
+    """What is drawn without a generator of its own is the same in any order of the tests and in any process."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    same_draws()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    same_draws()
+
+
 @pytest.fixture(scope="session")
 def tool():
     """Imports a module of tools/ by its name."""

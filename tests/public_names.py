@@ -1,4 +1,4 @@
-"""The public names of the package, and what their annotations say."""
+"""The public names of the package, what their annotations say, and what an error must say of an argument."""
 
 import importlib
 import inspect
@@ -59,3 +59,13 @@ def arms(annotation: object) -> list[object]:
 
 def is_array(annotation: object) -> bool:
     return inspect.isclass(annotation) and hasattr(annotation, "dim_str")
+
+
+def subject(parameter: str, message: str) -> bool:
+    """Whether the message is about the argument: `x ... must`, 'x', x=3, or x as its first word; never an article."""
+    name = re.escape(parameter)
+    if re.search(rf"[`'\"]{name}[`'\"]|(?<![\w.]){name}(=| must )", message):
+        return True
+    head, must, _ = message.partition(" must ")
+    opening = re.compile(rf"(.*\W)?{name}(?!\w)" if must else rf"{name} [a-z]")
+    return parameter != "a" and bool(opening.match(head))

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import usual_arguments
-from public_names import PUBLIC, RECORDS, arms, hints, is_array
+from public_names import PUBLIC, RECORDS, arms, hints, is_array, subject
 from torch import Tensor
 from usual_arguments import tensor, usual
 
@@ -186,16 +186,6 @@ def changed(now: Tensor, axes: list[str], count: dict[str, int], alone: bool) ->
 
 
 # What an error must say ---
-
-
-def subject(parameter: str, message: str) -> bool:
-    """Whether the message is about the argument: `x ... must`, 'x', x=3, or x as its first word; never an article."""
-    name = re.escape(parameter)
-    if re.search(rf"[`'\"]{name}[`'\"]|(?<![\w.]){name}(=| must )", message):
-        return True
-    head, must, _ = message.partition(" must ")
-    opening = re.compile(rf"(.*\W)?{name}(?!\w)" if must else rf"{name} [a-z]")
-    return parameter != "a" and bool(opening.match(head))
 
 
 def relation(name: str, case: Case, message: str) -> bool:

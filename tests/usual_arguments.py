@@ -317,6 +317,7 @@ GIVEN: dict[str, Callable[[], dict[str, object]]] = {
     "moe.convert.mixtral_layer": lambda: {"state": moe.convert.mixtral_state(mixtral())},
     "moe.convert.mixtral_state": lambda: {"layer": mixtral()},
     "moe.convert.switch_layer": lambda: {"state": moe.convert.switch_state(switch())},
+    "ninformer.GMLPBlock": lambda: {"hidden": 4},
     "ninformer.Network": lambda: {"block": lambda: ninformer.StaticGate(16, 32)},
     "ninformer.matched_depths": lambda: {"budget": ninformer.network("mixer", sizes(), 2)},
     "online_cbf.Arena": lambda: vars(crossing()),

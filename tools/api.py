@@ -4,16 +4,18 @@ Nothing is imported, so neither torch nor Triton is needed to build the book. A 
 module directly in `gated` or `gated.kernels` whose name has no underscore in front, so a new chapter's
 module gets its page by itself. A page shows what the module lists in `__all__` (followed to where it is
 defined), else what it defines. A package's other modules, those that its `__init__` does not import from, follow as
-sections; the parts of a family of kernels are inside matters and stay out.
+sections; the parts of a family of kernels are inside matters and stay out. What two sections export is explained in
+one, with a link in the other.
 
-Docstrings are set as they are: paragraphs, `code`, lists, and indented blocks (equations) kept verbatim; the
-headings `Args:`, `Returns:`, `Raises:`, ... become bold. Arguments that mean the same everywhere (`ALIKE`) are
-explained once, on the front page.
+Docstrings are set as they are: paragraphs, `code`, lists, and indented blocks (equations) kept verbatim, but for
+maps of files or calls, which become lists; the headings `Args:`, `Returns:`, `Raises:`, ... become bold. Arguments
+that mean the same everywhere (`ALIKE`) are explained once, on the front page.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import re
 import textwrap
@@ -28,6 +30,9 @@ HEADING = re.compile(
     r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Attributes|Source|Shapes|Example|Examples|Note|Notes):\s*(.*)$"
 )
 ENTRY = re.compile(r"\s|[\w*`][\w*`, /]*\s*(\([^)]*\))?:\s")  # of an argument list, or a line that continues one
+# A line of a map: files or a call, a gap, and what they are. No line of an equation is one.
+MAPPED = re.compile(r"((?:\w+(?:, \w+)* = )?[\w.]+(?:\([^)]*\))?(?:, [\w.]+)*) {2,}(\S+(?: \S+)*)")
+FENCED = re.compile("(^~~~.*?^~~~$)", re.M | re.S)
 SPECIAL = re.compile(r"[*_<>\[\]{}|$#\\~^]")
 # What an argument of this name is, wherever its own docstring does not say more.
 ALIKE = {
@@ -135,7 +140,10 @@ def prose(text: str) -> str:
         elif lines and all(line.startswith("|") for line in lines):
             out.append("\n".join(escape(line, keep="|") if i != 1 else line for i, line in enumerate(lines)))
         elif lines and all(line.startswith(("    ", "\t")) for line in lines):
-            out.append(verbatim(textwrap.dedent("\n".join(lines))))
+            block = textwrap.dedent("\n".join(lines))
+            rows = [MAPPED.fullmatch(line) for line in block.splitlines()]
+            listed = "\n".join(f"- `{row[1]}`: {escape(row[2])}" for row in rows if row)
+            out.append(listed if len(rows) > 1 and all(rows) else verbatim(block))
         elif lines and re.match(r"[-*] ", lines[0]):
             out.append("\n".join(re.sub(r"^(\s*)\\?[-*] ", r"\1- ", escape(line)) for line in lines))
         elif len(lines) > 1 and all(line.startswith("    ") for line in lines[1:]):
@@ -162,7 +170,7 @@ def entries(body: str) -> list[str]:
 
 
 def signature(node: ast.FunctionDef, method: bool = False) -> str:
-    arguments = node.args
+    arguments = copy.deepcopy(node.args)
     if method and not any(ast.unparse(d) == "staticmethod" for d in node.decorator_list):
         (arguments.posonlyargs or arguments.args)[:1] = []
     simple: tuple[type[ast.expr], ...] = (ast.Constant, ast.Name, ast.Attribute, ast.UnaryOp, ast.Tuple)
@@ -209,27 +217,64 @@ def describe(name: str, node: Definition) -> str:
     return directive("class", name + call, doc + "\n\n" + "\n".join(members), fence="::::")
 
 
+def modules() -> list[str]:
+    """Those that have a page."""
+    return sorted([m for m in children("gated") if m != "gated.kernels"] + children("gated.kernels"))
+
+
+def below(module: str) -> list[str]:
+    """The modules that follow on its page."""
+    tree = parse(module)
+    merged = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)} if tree else set()
+    return [] if module.startswith("gated.kernels.") else [m for m in children(module) if m not in merged]
+
+
+@cache
+def homes() -> dict[tuple[str, str], str]:
+    """The entry of each definition (module, name): of the sections that export it the one nearest to its module."""
+    sections = modules()
+    for module in sections:  # grows on the way
+        sections.extend(below(module))
+    shown: dict[tuple[str, str], list[str]] = {}
+    for module in sections:
+        for name in exported(module):
+            if found := find(module, name):
+                shown.setdefault((found[0], found[1].name), []).append(f"{module}.{name}")
+
+    def near(full: str, defined: str) -> int:
+        module = full.rpartition(".")[0]
+        return len(module) if f"{defined}.".startswith(f"{module}.") else 0
+
+    return {place: max(names, key=lambda full: near(full, place[0])) for place, names in shown.items()}
+
+
 def section(module: str, level: int) -> str:
     """A module's docstring and its public names, then the modules below it that it does not import from."""
     tree = parse(module)
     if tree is None:
         return ""
-    found = [(name, find(module, name)) for name in exported(module)]
-    shown = [describe(name, place[1]) for name, place in found if place]
-    if not module.startswith("gated.kernels."):
-        merged = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-        shown += [section(child, level + 1) for child in children(module) if child not in merged]
+    found = [(name, place) for name in exported(module) if (place := find(module, name))]
+    full = {name: homes()[place[0], place[1].name] for name, place in found}
+    links = {name: name if there == f"{module}.{name}" else f"{name} <{there}>" for name, there in full.items()}
+    shown = [describe(name, place[1]) for name, place in found if links[name] == name]
+    shown += [section(child, level + 1) for child in below(module)]
     if level > 1 and not any(shown):
         return ""
+    if others := ", ".join(f"`{name}`" for name in full if links[name] != name):
+        shown.insert(0, f"Exported here, and explained elsewhere: {others}.\n")
     head = f"{'#' * level} {escape(module)}\n\n```{{py:currentmodule}} {module}\n```\n"
     text = "\n".join([head, prose(ast.get_docstring(tree) or ""), "", *shown]) + "\n"
-    names = {name for name, place in found if place}
-    return re.sub(r"(?<![`}\w])`(\w+)`(?!`)", lambda m: "{py:obj}" * (m[1] in names) + m[0], text)
+
+    def link(found: re.Match[str]) -> str:
+        return f"{{py:obj}}`{links[found[1]]}`" if found[1] in links else found[0]
+
+    return "".join(
+        part if i % 2 else re.sub(r"(?<![`}\w])`(\w+)`(?!`)", link, part) for i, part in enumerate(FENCED.split(text))
+    )
 
 
 def pages() -> dict[str, str]:
-    modules = [m for m in children("gated") if m != "gated.kernels"] + children("gated.kernels")
-    out = {f"{module}.md": section(module, 1) for module in sorted(modules)}
+    out = {f"{module}.md": section(module, 1) for module in modules()}
     rows = "\n".join(
         f"- [`{name.removesuffix('.md')}`]({name}): {escape(summary(name.removesuffix('.md')))}" for name in out
     )

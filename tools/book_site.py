@@ -56,7 +56,7 @@ class Scoreboard(Directive):
         if self.arguments == ["departures"]:
             environment.note_dependency(str(DEPARTURES))
             listed = tomllib.loads(DEPARTURES.read_text(encoding="utf-8"))["departure"]
-            return [nodes.raw("", scoreboard.departures(listed), format="html")]
+            return [nodes.raw("", scoreboard.departures(listed, in_order()), format="html")]
         if self.arguments == ["speed"]:
             environment.note_dependency(str(SPEED))
             report = json.loads(SPEED.read_text(encoding="utf-8"))
@@ -65,11 +65,11 @@ class Scoreboard(Directive):
         return [nodes.raw("", make(rows, in_order()), format="html")]
 
 
-def in_order() -> list[str]:
-    """The chapters with claims, as the book has them."""
+def in_order() -> dict[str, str]:
+    """The chapters with claims, as the book has them, and their titles."""
     listed = re.findall(r"file: book/(\w+)$", (claims.ROOT / "_toc.yml").read_text(encoding="utf-8"), re.M)
     made = {row["chapter"] for row in claims.collect()}
-    return [name for name in listed if name in made]
+    return {name: reader.title(name) for name in listed if name in made}
 
 
 def setup(app):

@@ -39,6 +39,10 @@ LONG = re.compile(r"-?\d+\.\d{2,}")
 # From a file a page may not read the others, to quote them below their titles.
 NO_SUMMARIES = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
 
+# Where a result is quoted no formula is set: a letter or a number stands for itself, all else is left out.
+NO_TEX = r"""const quoted = Search.htmlToText, letters = (_, tex = "") => (/^[A-Za-z0-9]+$/.test(tex) ? tex : "…");
+Search.htmlToText = (html, anchor) => quoted(html.replace(/\\\(([^<]*?)\\\)|\\\[[^<]*?\\\]/g, letters), anchor);"""
+
 # The theme's script gives a tab stop to code that scrolls, but not to what is folded then.
 UNFOLDED = """<script>
   document.addEventListener("toggle", ({ target }) => {
@@ -112,7 +116,7 @@ def last_scripts(text: str) -> str:
         if USED_BY.get(name, "") in body:
             moved.append(script[0].strip())
         if name == "searchtools.js" and moved and name in moved[-1]:
-            moved.append(f"<script>{NO_SUMMARIES}</script>")
+            moved.append(f"<script>{NO_SUMMARIES}\n{NO_TEX}</script>")
         return ""
 
     head = PRELOAD.sub("", SCRIPT.sub(move, head))

@@ -45,9 +45,11 @@ def shuffled(seed: int) -> tuple[str, ...]:
 
 GERMAN = {"LOCPATH": str(ROOMS / "locale"), "LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}
 NO_LOCALE = {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-# PyTorch reads a template of Inductor's without naming its encoding, which is none of ASCII; the peer imports it.
-PEER = "tests/kernels/test_gla.py::test_agrees_with_another_implementation"
-NO_INDUCTOR = [f"--deselect={path}" for path in (*check.tests("test_compile_*.py"), PEER)]
+# PyTorch reads a template of Inductor's without naming its encoding, which is none of ASCII.
+FUZZ = "tests/test_errors_fuzz.py::test_bad_values_are_refused_by_name"
+OTHERS = ["tests/kernels/test_gla.py::test_agrees_with_another_implementation"]
+OTHERS += [f"{FUZZ}[kernels.{name}.{name}]" for name in ("barrier_qp", "langevin_scan")]
+NO_INDUCTOR = [f"--deselect={path}" for path in (*check.tests("test_compile_*.py"), *OTHERS)]
 OLD = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",

@@ -4,12 +4,14 @@
   `book/chapters.toml`, so that a thread between two chapters shows on both.
 * In each section: the words that lead to it in the search and the index.
 * `{chapter-map}`: the chapters by what flows and who decides. `{chapter-table}`: the same in words, from their cards.
+* In the primer's table of cards, which names chapters as their notebooks: their titles, which lead there.
 * `{notation} Gates`: the symbols of that group in `book/notation.toml`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from functools import cache
 from html import escape
@@ -26,6 +28,7 @@ BOOK = Path(__file__).resolve().parent.parent / "book"
 CARDS = BOOK.parent / "gated" / "lab" / "_data" / "cards.toml"
 COLUMNS = ["| symbol | meaning | in the code | chapter |", "|---|---|---|---|"]
 OUTLINES = {"soft": "soft", "hard": "hard", "both": "soft and hard"}
+NAMED = re.compile(r'(?<=data-label="Chapter">)\w+(?=<small>)')
 HEADS = {"flows": "what flows", "decides": "who decides", "hardness": "how hard", "learned": "how it is learned"}
 
 
@@ -110,6 +113,19 @@ class Threads(SphinxTransform):
         return addnodes.pending_xref("", nodes.inline(text=title(name)), refexplicit=True, refwarn=True, **place)
 
 
+class CardTitles(SphinxTransform):
+    """In an executed table of cards a chapter has its title, which leads to it."""
+
+    default_priority = 600
+
+    def apply(self) -> None:
+        if self.env.docname != "book/gates":
+            return
+        for raw in self.document.findall(nodes.raw):
+            text = NAMED.sub(lambda found: f'<a href="{found[0]}.html">{escape(title(found[0]))}</a>', raw.astext())
+            raw[:] = [nodes.Text(text)]
+
+
 class ChapterMap(Directive):
     """The chapters as a table with a row for each kind of thing that flows and a column for each kind of decider."""
 
@@ -179,5 +195,6 @@ def row(symbol: dict) -> str:
 
 def setup(app) -> None:
     app.add_transform(Threads)
+    app.add_transform(CardTitles)
     for name, directive in (("chapter-map", ChapterMap), ("chapter-table", ChapterTable), ("notation", Notation)):
         app.add_directive(name, directive)

@@ -1,7 +1,7 @@
 """The scoreboard's HTML: what became of all claims, chapter by chapter, and each of them with its reasons.
 
 All of it stands in the page as built; `scoreboard.js`, set into that page alone, hides rows and sorts them. Only the
-standard library is needed, as for `claims`.
+standard library is needed, as for `claims`. `titles` has the chapters with claims, by name, in the book's order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 VERDICTS = {"holds here": "holds", "fails here": "fails", "not decidable at this scale": "open"}
 SIGNS = {"holds": "✓", "fails": "✗", "open": "?"}
+PROCESSES = 1.1  # as in gated.lab.intervals, which needs more than the standard library
 SCRIPT = Path(__file__).resolve().with_name("scoreboard.js")
 
 
@@ -28,16 +29,15 @@ def summary(rows: list[dict]) -> str:
     return f"{len(rows)} claims stand here: {', '.join(said)}. {unrun}"
 
 
-def chapters(rows: list[dict], order: list[str]) -> str:
+def chapters(rows: list[dict], titles: dict[str, str]) -> str:
     """A line a chapter: a bar of its claims by verdict, and their numbers."""
     lines = []
-    for chapter in order:
+    for chapter in titles:
         counts = Counter(VERDICTS[row["verdict"]] for row in rows if row["chapter"] == chapter)
         bars = "".join(f'<i class="verdict-{kind}" style="flex: {counts[kind]}"></i>' for kind in SIGNS if counts[kind])
         numbers = "".join(f'<td class="verdict-{kind}">{counts[kind]}</td>' for kind in SIGNS)
-        link = f'<a href="{chapter}.html">{escape(chapter)}</a>'
         bar = f'<td aria-hidden="true"><span class="gated-bar">{bars}</span></td>'
-        lines.append(f'<tr><th scope="row">{link}</th>{numbers}{bar}</tr>')
+        lines.append(f'<tr><th scope="row">{_chapter(chapter, titles)}</th>{numbers}{bar}</tr>')
     heads = "".join(f'<th scope="col">{SIGNS[kind]} {word}</th>' for kind, word in _WORDS.items())
     head = f'<tr><th scope="col">chapter</th>{heads}<td aria-hidden="true"></td></tr>'
     return f'<table class="gated-counts"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
@@ -46,16 +46,16 @@ def chapters(rows: list[dict], order: list[str]) -> str:
 _WORDS = {"holds": "hold", "fails": "fail", "open": "open"}
 
 
-def table(rows: list[dict], order: list[str]) -> str:
+def table(rows: list[dict], titles: dict[str, str]) -> str:
     """All claims; a row opens to what would refute it, why it came out as it did, and what it would take."""
-    place = {chapter: number for number, chapter in enumerate(order)}
-    body = "".join(_row(row) for row in sorted(rows, key=lambda row: place[row["chapter"]]))
+    place = {chapter: number for number, chapter in enumerate(titles)}
+    body = "".join(_row(row, titles) for row in sorted(rows, key=lambda row: place[row["chapter"]]))
     heads = "".join(
         f'<th scope="col" data-sort="{key}"><span>{word}</span></th>'
         for key, word in (("place", "chapter"), ("claim", "claim"), ("measured", "measured"), ("seeds", "seeds"),
                           ("verdict", "verdict"))
     )  # fmt: skip
-    chapter = "".join(f"<option>{escape(name)}</option>" for name in order)
+    chapter = "".join(f'<option value="{name}">{escape(title)} ({name})</option>' for name, title in titles.items())
     kinds = "".join(
         f'<label><input type="checkbox" value="{kind}" checked> {SIGNS[kind]} {word}</label>'
         for word, kind in VERDICTS.items()
@@ -72,10 +72,10 @@ def table(rows: list[dict], order: list[str]) -> str:
     return f'<div class="gated-cards">{controls}{claims}</div><script type="module">{script}</script>'
 
 
-def departures(listed: list[dict]) -> str:
+def departures(listed: list[dict], titles: dict[str, str]) -> str:
     """Where a paper and its public code differ, what is done here, and the test that shows it."""
     lines = "".join(
-        f'<tr><td data-label="chapter"><a href="{row["chapter"]}.html">{escape(row["chapter"])}</a></td>'
+        f'<tr><td data-label="chapter">{_chapter(row["chapter"], titles)}</td>'
         + "".join(f'<td data-label="{part}">{_code(row[part])}</td>' for part in ("paper", "code", "here"))
         + f'<td data-label="shown by">{_shown(row["test"])}</td></tr>'
         for row in listed
@@ -85,10 +85,10 @@ def departures(listed: list[dict]) -> str:
     return f'<table class="{css}"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
 
 
-def speed(report: dict, order: list[str]) -> str:
+def speed(report: dict, titles: dict[str, str]) -> str:
     """Kernels and hot loops beside their peers, as measured; a table for each chapter, to be opened."""
     parts = []
-    for chapter in [name for name in order if name in report["made"]]:
+    for chapter in [name for name in titles if name in report["made"]]:
         rows = [row for row in report["rows"] if row["chapter"] == chapter]
         lines = "".join(
             f'<tr><td data-label="loop">{escape(row["case"])}</td><td data-label="sizes">{_sizes(row["sizes"])}</td>'
@@ -100,7 +100,8 @@ def speed(report: dict, order: list[str]) -> str:
         stood = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         heads = "".join(f'<th scope="col">{head}</th>' for head in _HEADS)
         parts.append(
-            f'<details class="gated-speed"><summary>{escape(chapter)}: {_counts(rows)}</summary>'
+            f'<details class="gated-speed"><summary>{escape(titles[chapter])} <small>{chapter}</small>: {_counts(rows)}'
+            "</summary>"
             f"<p>{escape(made['date'])}, {escape(made['machine'])}; {escape(stood)}</p>"
             f'<table class="gated-scoreboard"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></details>'
         )
@@ -108,11 +109,11 @@ def speed(report: dict, order: list[str]) -> str:
 
 
 def _lost(rows: list[dict]) -> str:
-    """Who is faster than ours in more than half of the races that all computed the same."""
+    """Who is clearly faster than ours in more than half of the races that all computed the same."""
     races: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
         if "apart" in row:
-            races.setdefault((row["ours"], row["peer"]), []).append(row["ratio_interval"][1] < 1)
+            races.setdefault((row["ours"], row["peer"]), []).append(row["ratio_interval"][1] < 1 / PROCESSES)
     lost = [
         f"{peer} beside {ours} ({sum(slower)} of {len(slower)})"
         for (ours, peer), slower in races.items()
@@ -124,10 +125,10 @@ def _lost(rows: list[dict]) -> str:
 
 
 def _counts(rows: list[dict]) -> str:
-    """Of the races by their whole intervals: against some peers every method loses."""
+    """Of the races by their whole intervals and a tenth: against some peers every method loses."""
     races = [row for row in rows if "peer" in row]
-    faster = sum(row["ratio_interval"][0] > 1 for row in races)
-    slower = sum(row["ratio_interval"][1] < 1 for row in races)
+    faster = sum(row["ratio_interval"][0] > PROCESSES for row in races)
+    slower = sum(row["ratio_interval"][1] < 1 / PROCESSES for row in races)
     doubtful = sum("unsteady" in row for row in races)
     unsteady = f"; {doubtful} of them too unsteady to count on" if doubtful else ""
     left = len(races) - faster - slower
@@ -187,7 +188,17 @@ def _code(text: str) -> str:
     return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _row(row: dict) -> str:
+def _chapter(name: str, titles: dict[str, str], more: str = "") -> str:
+    """The chapter's title, which leads there, and in small its name, which its module and its notebook have."""
+    return f'<a href="{name}.html">{escape(titles[name])}</a> <small>{_breakable(name)}{more}</small>'
+
+
+def _breakable(text: str) -> str:
+    """Escaped; a line may end after a slash or an underscore."""
+    return re.sub("([/_])", r"\1<wbr>", escape(text))
+
+
+def _row(row: dict, titles: dict[str, str]) -> str:
     kind = VERDICTS[row["verdict"]]
     chapter, name = escape(row["chapter"]), escape(row["id"])
     measured, order = row["measured"], ""
@@ -202,8 +213,9 @@ def _row(row: dict) -> str:
     runs = f"{row['seeds']}, {row['source']}" if row["seeds"] else "no run"
     return (
         f'<tr data-chapter="{chapter}" data-verdict="{kind}">'
-        f'<td data-label="chapter"><a href="{chapter}.html">{chapter}</a> {name}</td><td data-label="claim">{more}</td>'
-        f'<td data-label="measured" data-order="{order}">{escape(measured + interval)}</td>'
+        f'<td data-label="chapter">{_chapter(row["chapter"], titles, f" {name}")}</td>'
+        f'<td data-label="claim">{more}</td>'
+        f'<td data-label="measured" data-order="{order}">{_breakable(measured + interval)}</td>'
         f'<td data-label="seeds" data-order="{row["seeds"]}">{runs}</td>'
         f'<td data-label="verdict" class="verdict-{kind}">{SIGNS[kind]} {escape(row["verdict"])}</td></tr>'
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gated.advmoe.conv import MoEConv, top1
 from gated.advmoe.networks import RoutedNetwork, Trace
-from gated.gates._validation import check_number
+from gated.gates._validation import check_floats, check_number
 
 __all__ = ["ExactMargin", "LinearMoE", "exact_margin"]
 
@@ -165,6 +165,7 @@ class LinearMoE(RoutedNetwork):
         temperature: float | int | None = None,
     ) -> Trace:
         """As `RoutedNetwork.trace`."""
+        check_floats(f"batch {len(self.a)}", x=x)
         score = x @ self.a + self.c
         scores = torch.stack([-score, score], 1) / 2
         taken = top1(scores) if routes is None else routes[0]

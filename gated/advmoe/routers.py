@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import ResNet
-from gated.gates._validation import check_choice, check_count, check_sizes
+from gated.gates._validation import check_choice, check_count, check_floats, check_sizes
 
 
 class LayerRouter(nn.Module):
@@ -28,6 +28,7 @@ class LayerRouter(nn.Module):
         self.linear = nn.Linear(channels, num_experts)
 
     def forward(self, h: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch experts"]:
+        check_floats(f"batch {self.linear.in_features} length *space", h=h)
         return self.linear(h.flatten(2).mean(-1))
 
 
@@ -54,6 +55,7 @@ class ConstantRouter(nn.Module):
         self.num_experts, self.expert = num_experts, expert
 
     def forward(self, h: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch experts"]:
+        check_floats("batch channels *space", h=h)
         return F.one_hot(torch.full((len(h),), self.expert, device=h.device), self.num_experts).to(h.dtype)
 
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from gated.commformer.attention import Estimator, relation_attention, released_attention
 from gated.commformer.graph import check_agents, initial_edges
 from gated.commformer.receive import ReceiveEstimator, ReceiveGate, stored_gate
-from gated.gates._validation import check_count, check_sizes, holds_anywhere
+from gated.gates._validation import check_count, check_float, check_floats, check_int, check_sizes, holds_anywhere
 from gated.gates.noise import add_logistic_noise, gumbel_noise
 
 DecoderName = Literal["strict", "mat", "parallel"]
@@ -227,7 +227,7 @@ class CommFormer(nn.Module):
         Raises:
             ValueError: shapes that do not fit the network, or each other; NaN observations.
         """
-        self._check(observation, graph, action, receive)
+        self._check(observation, graph, action, receive=receive, noise=noise, receive_noise=receive_noise)
         links, z, logit, baseline = self._links(observation, graph, receive, receive_noise)
         representation = self.encode(observation, links)
         value = self.critic(representation).squeeze(-1)
@@ -356,18 +356,22 @@ class CommFormer(nn.Module):
         columns = torch.arange(self.actions + 1, device=like.device)
         return self.token((columns == self.actions).to(like)).expand_as(like)
 
-    def _check(self, observation: Tensor, graph: Tensor, action: Tensor | None, receive: Tensor | None) -> None:
-        sizes, given = f"(*batch, {self.agents}, {self.observation})", tuple(observation.shape)
-        if observation.shape[-2:] != (self.agents, self.observation):
-            raise ValueError(f"observation must have shape {sizes}, got {given}")
-        if graph.shape[-2:] != (self.agents, self.agents):
-            raise ValueError(f"graph must have shape (*batch, {self.agents}, {self.agents}), got {tuple(graph.shape)}")
-        if action is not None and action.shape != observation.shape[:-1]:
-            raise ValueError(f"action must have shape {tuple(observation.shape[:-1])}, got {tuple(action.shape)}")
+    def _check(self, observation: Tensor, graph: Tensor, action: Tensor | None, **floats: Tensor | None) -> None:
+        n = self.agents
+        check_floats(f"*batch {n} {self.observation}", observation=observation)
+        rows = tuple(observation.shape[:-1])
+        fits = zip(graph.shape[-3::-1], rows[-2::-1], strict=False)
+        if graph.shape[-2:] != (n, n) or graph.ndim > len(rows) + 1 or any(a not in (1, b) for a, b in fits):
+            raise ValueError(f"graph must have shape (*batch, {n}, {n}), batch {rows[:-1]}, got {tuple(graph.shape)}")
+        for name, x in {"action": action, **floats}.items():
+            if x is None:
+                continue
+            (check_int if name == "action" else check_float)(name, x)
+            shape = (*rows, self.actions) if name == "noise" else rows
+            if x.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(x.shape)}")
         if action is not None and holds_anywhere((action < 0) | (action >= self.actions)):
             raise ValueError(f"action must lie in 0..{self.actions - 1}, got others")
-        if receive is not None and receive.shape != observation.shape[:-1]:
-            raise ValueError(f"receive must have shape {given[:-1]}, got {tuple(receive.shape)}")
         if holds_anywhere(~observation.isfinite()):
             raise ValueError("observation must be finite, got NaN or infinity")
 

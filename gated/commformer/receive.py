@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.gates import straight_through
-from gated.gates._validation import check_float, check_number, check_positive, check_same_shape, check_sizes
+from gated.gates._validation import (
+    check_float,
+    check_floats,
+    check_number,
+    check_positive,
+    check_same_shape,
+    check_sizes,
+)
 
 ReceiveEstimator = Literal["straight_through", "score"]
 
@@ -51,6 +58,7 @@ class ReceiveGate(nn.Module):
         self, observation: Float[Tensor, "*batch agents observation"]
     ) -> tuple[Float[Tensor, "*batch agents"], Float[Tensor, "*batch agents"]]:
         """(l, baseline). The baseline is a value that z cannot change: what the score estimator subtracts."""
+        check_floats(f"*batch agents {self.hidden.in_features}", observation=observation)
         logit, baseline = self.decide(F.gelu(self.hidden(observation))).unbind(-1)
         return logit, baseline
 

@@ -27,7 +27,7 @@ work (l = x W) no function is needed.
 | `expert_choice_gate`             | p_ti if t is in column i's top C            | hard    | Zhou 2022       |
 | `probit_gate`                    | P(i = argmax_j l_j + s e_j)                 | soft    | Thurstone 1927  |
 | `soft_moe_gate`                  | softmax over tokens, and over slots         | soft    | Puigcerver 2024 |
-| `dense_to_sparse_gate`           | p_i of l + g, where p_i > c                 | soft*   | Nie 2021        |
+| `dense_to_sparse_gate`           | p_i of l + g, where p_i > P                 | soft*   | Nie 2021        |
 | `DenseToSparseGate`              | ... with T from a schedule                  | soft*   | Nie 2021        |
 | `gumbel_softmax_gate`            | softmax((l + g)/T), or its largest one-hot  | either  | Jang 2017       |
 | `gumbel_topk_gate`               | 1 on the k largest l + g, straight-through  | hard    | Kool 2019       |

@@ -39,7 +39,7 @@ def check_int(name: str, tensor: Tensor) -> None:
 def check_axes(axes: str, **tensors: Tensor) -> None:
     """Each tensor has the axes that stand for it in `axes`, as in "*batch dim, dim", and one name is one size in all.
 
-    `*batch` is any number of axes. Nothing is broadcast.
+    `*batch` is any number of axes, a number is a size. Nothing is broadcast.
     """
     sizes: dict[str, object] = {}
     for words, (name, tensor) in zip(axes.split(","), tensors.items(), strict=True):
@@ -51,12 +51,20 @@ def check_axes(axes: str, **tensors: Tensor) -> None:
         if star is not None and len(shape) >= len(names) - 1:
             end = len(shape) - (len(names) - star - 1)
             parts[star:end] = [shape[star:end]]
-        known = {axis: sizes[axis] for axis in names if axis in sizes}
+        known = {axis: sizes[axis] for axis in names if axis in sizes and not axis.isdigit()}
+        sizes |= {axis: int(axis) for axis in names if axis.isdigit()}
         if len(parts) != len(names) or any(
             sizes.setdefault(axis, part) != part for axis, part in zip(names, parts, strict=True)
         ):
             given = "".join(f", {axis} = {size}" for axis, size in known.items())
             raise ValueError(f"{name} must have shape [{words.strip()}]{given}; got {shape}")
+
+
+def check_floats(axes: str, **tensors: Tensor) -> None:
+    """What a module asks of its input: floating point, and `check_axes`."""
+    for name, tensor in tensors.items():
+        check_float(name, tensor)
+    check_axes(axes, **tensors)
 
 
 def check_rows(name: str, tensor: Tensor, *, allow_bool: bool = False) -> None:

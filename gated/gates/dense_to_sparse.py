@@ -20,18 +20,18 @@ def dense_to_sparse_gate(
     generator: torch.Generator | None,
     check_finite: bool = False,
 ) -> Float[Tensor, "*batch gates"]:
-    """p = softmax((l + g) / T), g_i ~ Gumbel(0, 1); w_i = p_i if p_i > c or i = argmax p, else 0.
+    """p = softmax((l + g) / T), g_i ~ Gumbel(0, 1); w_i = p_i if p_i > P or i = argmax p, else 0.
 
     The kept weights are not rescaled, so rows sum to at most one. The rule that the largest always stays is
-    ours: without it a row whose weights are all at or below c would be dropped.
+    ours: without it a row whose weights are all at or below P would be dropped.
 
     Args:
         logits, temperature, check_finite: as in `softmax_gate`; T falls during training (see `schedules`).
-        threshold: c, 0 <= c < 1. c = 0 keeps all that is not zero.
+        threshold: P, 0 <= P < 1. P = 0 keeps all that is not zero.
         generator: where g comes from; None leaves it out (evaluation).
 
     Raises:
-        ValueError: c outside [0, 1), and as in `softmax_gate`.
+        ValueError: P outside [0, 1), and as in `softmax_gate`.
 
     Source: Nie et al. 2021 (EvoMoE), arXiv 2112.14397.
 
@@ -53,10 +53,10 @@ class DenseToSparseGate(nn.Module):
 
     Args:
         schedule: from a step (0, 1, ...) to a temperature, as `linear_schedule` and its like return it.
-        threshold: c, 0 <= c < 1.
+        threshold: P, 0 <= P < 1.
 
     Raises:
-        ValueError: c outside [0, 1); in training, no generator; as in `softmax_gate`.
+        ValueError: P outside [0, 1); in training, no generator; as in `softmax_gate`.
 
     Source: Nie et al. 2021 (EvoMoE), arXiv 2112.14397.
 

@@ -1,10 +1,13 @@
-"""Losses that ask the gates to share the work. None holds a coefficient: multiply by your own."""
+"""Losses that ask the gates to share the work. None holds a coefficient: multiply by your own.
+
+All come in single precision at least: in half a sum over a batch overflows.
+"""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gated.gates._validation import check_logits, check_rows, check_same_shape
-from gated.gates.statistics import coefficient_of_variation, importance, load
+from gated.gates.statistics import at_least_single, coefficient_of_variation, importance, load
 
 
 def importance_loss(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, ""]:
@@ -68,9 +71,10 @@ def switch_loss(
     check_rows("probability", probability)
     check_rows("selected", selected, allow_bool=True)
     check_same_shape("selected", selected, "probability", probability)
-    count = load(selected).to(probability.dtype)
+    precision = at_least_single(probability)
+    count = load(selected).to(precision)
     share = count / count.sum().clamp(min=1)
-    mean = probability.reshape(-1, probability.shape[-1]).mean(0)
+    mean = probability.reshape(-1, probability.shape[-1]).mean(0, dtype=precision)
     return probability.shape[-1] * (share * mean).sum()
 
 
@@ -87,4 +91,4 @@ def z_loss(logits: Float[Tensor, "*batch gates"], *, check_finite: bool = False)
         tensor(0.6931)
     """
     check_logits(logits, check_finite)
-    return logits.logsumexp(-1).square().mean()
+    return logits.to(at_least_single(logits)).logsumexp(-1).square().mean()

@@ -1,7 +1,11 @@
-"""Temperature against the step. Each function returns a schedule, step -> T; past its last step T stays."""
+"""Temperature against the step. Each function returns a schedule, step -> T; past its last step T stays.
+
+A schedule can be compared, copied and saved, and prints as the call that made it.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gated.gates._validation import check_count, check_positive
 
@@ -16,7 +20,7 @@ def constant_schedule(value: float | int) -> Schedule:
         0.5
     """
     check_positive("value", value)
-    return _anneal(value, value, 1, lambda done: value)
+    return _Annealed("constant", value, value, 1)
 
 
 def linear_schedule(start: float | int, end: float | int, steps: int) -> Schedule:
@@ -34,7 +38,7 @@ def linear_schedule(start: float | int, end: float | int, steps: int) -> Schedul
         >>> temperature(0), temperature(5), temperature(99)
         (2.0, 1.5, 1.0)
     """
-    return _anneal(start, end, steps, lambda done: (1 - done) * start + done * end)
+    return _Annealed("linear", start, end, steps)
 
 
 def exponential_schedule(start: float | int, end: float | int, steps: int) -> Schedule:
@@ -49,7 +53,7 @@ def exponential_schedule(start: float | int, end: float | int, steps: int) -> Sc
         >>> temperature(0), temperature(1), temperature(2)
         (4.0, 2.0, 1.0)
     """
-    return _anneal(start, end, steps, lambda done: start ** (1 - done) * end**done)
+    return _Annealed("exponential", start, end, steps)
 
 
 def cosine_schedule(start: float | int, end: float | int, steps: int) -> Schedule:
@@ -64,17 +68,36 @@ def cosine_schedule(start: float | int, end: float | int, steps: int) -> Schedul
         >>> temperature(0), temperature(1), temperature(2)
         (3.0, 2.0, 1.0)
     """
-    return _anneal(start, end, steps, lambda done: end + (start - end) * (1 + math.cos(math.pi * done)) / 2)
+    return _Annealed("cosine", start, end, steps)
 
 
-def _anneal(start: float | int, end: float | int, steps: int, value: Callable[[float], float]) -> Schedule:
-    check_positive("start", start)
-    check_positive("end", end)
-    check_count("steps", steps)
+@dataclass(frozen=True, repr=False)
+class _Annealed:
+    """A schedule by its name and numbers, so that a gate that holds one can be copied, compared and saved."""
 
-    def schedule(step: int) -> float:
+    course: str
+    start: float | int
+    end: float | int
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_positive("start", self.start)
+        check_positive("end", self.end)
+        check_count("steps", self.steps)
+
+    def __call__(self, step: int) -> float:
         if step < 0:
             raise ValueError(f"step must be at least 0; got {step!r}")
-        return value(min(step / steps, 1.0))
+        start, end, done = self.start, self.end, min(step / self.steps, 1.0)
+        match self.course:
+            case "linear":
+                return (1 - done) * start + done * end
+            case "exponential":
+                return start ** (1 - done) * end**done
+            case "cosine":
+                return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+        return start
 
-    return schedule
+    def __repr__(self) -> str:
+        numbers = f"{self.start}" if self.course == "constant" else f"{self.start}, {self.end}, steps={self.steps}"
+        return f"{self.course}_schedule({numbers})"

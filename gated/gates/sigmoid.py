@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_count, check_k, check_logits, check_positive, check_rows
+from gated.gates._validation import check_axes, check_count, check_k, check_logits, check_positive, check_rows
 from gated.gates.topk import topk_mask
 
 
@@ -82,6 +82,7 @@ class SelectionBias(nn.Module):
         self.register_buffer("bias", torch.zeros(gates))
 
     def forward(self, logits: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch gates"]:
+        check_axes(f"*batch {len(self.bias)}", logits=logits)
         return biased_sigmoid_gate(logits, self.bias, self.k, scale=self.scale)
 
     @torch.no_grad()

@@ -7,6 +7,11 @@ from torch import Tensor
 from gated.gates._validation import check_rows
 
 
+def at_least_single(values: Tensor) -> torch.dtype:
+    """The precision for a sum over a batch. Half ends at 65504, and a mean over the batch is a sum at first."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
 def load(weights: Float[Tensor, "*batch gates"] | Bool[Tensor, "*batch gates"]) -> Float[Tensor, "gates"]:
     """load_i = number of rows in which gate i is open (weight other than 0), over all batch dimensions.
 
@@ -24,11 +29,11 @@ def load(weights: Float[Tensor, "*batch gates"] | Bool[Tensor, "*batch gates"]) 
     """
     check_rows("weights", weights, allow_bool=True)
     count = weights.ne(0).reshape(-1, weights.shape[-1]).sum(0)
-    return count.to(torch.promote_types(weights.dtype, torch.float32))
+    return count.to(at_least_single(weights))
 
 
 def importance(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, "gates"]:
-    """importance_i = sum over all rows of w_i; differentiable.
+    """importance_i = sum over all rows of w_i; differentiable. In single precision at least: half would overflow.
 
     Raises:
         ValueError: weights not floating point or without gates.
@@ -40,14 +45,14 @@ def importance(weights: Float[Tensor, "*batch gates"]) -> Float[Tensor, "gates"]
         [1.75, 0.25]
     """
     check_rows("weights", weights)
-    return weights.reshape(-1, weights.shape[-1]).sum(0)
+    return weights.reshape(-1, weights.shape[-1]).sum(0, dtype=at_least_single(weights))
 
 
 def coefficient_of_variation(values: Float[Tensor, "*batch gates"]) -> Float[Tensor, "*batch"]:
     """CoV = std(v) / mean(v) over the last dimension, std of the population (squares divided by gates).
 
     0 for equal values, sqrt(gates - 1) if one gate has everything. NaN where all values are 0. At 0, where
-    the slope is not unique, the gradient is 0.
+    the slope is not unique, the gradient is 0. In single precision at least.
 
     Args:
         values: v >= 0, for instance `load` or `importance`.
@@ -62,6 +67,7 @@ def coefficient_of_variation(values: Float[Tensor, "*batch gates"]) -> Float[Ten
         tensor(0.5000)
     """
     check_rows("values", values)
+    values = values.to(at_least_single(values))
     mean = values.mean(-1, keepdim=True)
     return torch.linalg.vector_norm(values / mean - 1, dim=-1) / values.shape[-1] ** 0.5
 

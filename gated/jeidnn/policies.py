@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from gated.gates._validation import check_choice, check_count, check_sizes
+from gated.gates._validation import check_choice, check_count, check_floats, check_sizes
 from gated.jeidnn._validation import as_numbers, check_rows
 from gated.jeidnn.exits import Causal, Rule, leaves, spend
 
@@ -122,6 +122,7 @@ class UncertaintyGate(nn.Module):
 
     def forward(self, logits: Float[Tensor, "batch classes"], z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch"]:
         """s, the logit of g."""
+        check_floats(f"batch classes, batch {self.layer or 'dim'}", logits=logits, z=z)
         seen = [uncertainty(logits.detach(), self.statistics).to(z)] if self.statistics else []
         seen += [z.detach()] if self.layer else []
         return self.linear(seen[0] if len(seen) == 1 else torch.cat(seen, 1)).squeeze(1)

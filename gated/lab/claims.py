@@ -34,6 +34,7 @@ import gated
 
 # a page takes a claim and its interval from one place
 from gated.lab.intervals import Interval
+from gated.lab.intervals import across_processes as across_processes
 from gated.lab.intervals import bootstrap_interval as bootstrap_interval
 from gated.lab.intervals import mean_interval as mean_interval
 from gated.lab.intervals import paired_interval as paired_interval
@@ -230,9 +231,11 @@ class Provenance:
     versions: dict[str, str]
 
     def __str__(self) -> str:
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        made = f"seeds {self.seeds}; {self.duration_s:.0f} s on {self.machine}; {versions}"
-        return f"stored; {self.command}; {made}"
+        # the scoreboard's page says what a result of an unreleased version is worth
+        early = {"gated": " (before its release)"} if self.versions.get("gated", "").startswith("0.") else {}
+        versions = ", ".join(f"{name} {version}{early.get(name, '')}" for name, version in self.versions.items())
+        spent = f"{self.duration_s:.0f} s " if self.duration_s >= 0.5 else ""  # less: the call found finished runs
+        return f"stored; {self.command}; seeds {self.seeds}; {spent}on {self.machine}; {versions}"
 
     def __repr__(self) -> str:
         return str(self)
@@ -262,10 +265,24 @@ def stored(
     return _plain(fn(**live)), entry["value"]
 
 
-def provenance(chapter: str, name: str) -> Provenance:
-    """What made the stored result `name` of `chapter`."""
-    entry = _entry(chapter, name)
-    return Provenance(**{field: entry[field] for field in Provenance.__annotations__})
+def provenance(chapter: str, *names: str) -> Provenance:
+    """What made the stored results `names` of `chapter`, such as the arms of one table.
+
+    Of several, the durations are added, and seeds that differ are all told, each once. Raises `ValueError` for no
+    name, for a name under which nothing is stored, and for results of different commands, machines or versions.
+    """
+    entries = {name: _entry(chapter, name) for name in names}
+    if not entries:
+        raise ValueError("names must hold at least one stored result; got none")
+    first = {field: entries[names[0]][field] for field in Provenance.__annotations__}
+    for name, entry in entries.items():
+        if any(entry[field] != first[field] for field in ("command", "machine", "versions")):
+            raise ValueError(f"names must be results of one command, machine and set of versions; {name!r} differs")
+    if len(entries) > 1:
+        first["arguments"] = {name: entry["arguments"] for name, entry in entries.items()}
+        first["duration_s"] = sum(entry["duration_s"] for entry in entries.values())
+        first["seeds"] = " and ".join(dict.fromkeys(str(entry["seeds"]) for entry in entries.values()))
+    return Provenance(**first)
 
 
 def machine() -> str:

@@ -29,6 +29,7 @@ PALETTE = ("#0072b2", "#d55e00", "#9837ff", "#8a8d8c", "#a54d38")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2)))
 MARKERS = ("o", "s", "^", "D", "v")
 MAX_SVG_BYTES = 200_000
+_RIM = "paint-order: stroke; stroke: #0008; stroke-width: 2px"
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 
 
@@ -121,9 +122,10 @@ def show(fig: Figure, alt: str) -> Picture:
         count=1,
     )
     # a word in a curve's colour needs more contrast than the curve: nearer to the page's text, in either theme;
-    # white ones stand on a mark
+    # white ones stand on a mark, not every one of them dark enough
     nearer = r"\1color-mix(in srgb, \2 65%, currentColor)"
     svg = re.sub(r'(<text style="[^"]*fill: )(#(?!ffffff)[0-9a-f]{6})', nearer, svg)
+    svg = re.sub(r'(<text style="[^"]*fill: #ffffff)', rf"\1; {_RIM}", svg)
     if private := re.search("[\ue000-\uf8ff]", svg):
         raise ValueError(f"fig has a sign ({private[0]!r}) that only matplotlib's own font draws, such as \\mathcal")
     if len(svg.encode()) > MAX_SVG_BYTES:
@@ -151,14 +153,21 @@ def band(ax: Axes, x: Sequence[float | int] | Any, runs: Any, label: str, index:
 
 _CSS = """<style>
 table.gated-table{width:100%;border-collapse:collapse;font-size:.9em;background:none;color:inherit}
-.gated-table caption{caption-side:top;text-align:left;color:inherit;padding:.3em 0}
+.gated-wide{container-type:inline-size;overflow-x:auto;background:no-repeat right/2em 100% local
+linear-gradient(to left,var(--pst-color-background,var(--jp-layout-color0,Canvas)) 60%,transparent),
+no-repeat right/1em 100% linear-gradient(to left,#80808059,transparent)}
+@media print{.gated-wide{overflow:visible}}
+.gated-table caption{caption-side:top;text-align:left;color:inherit;padding:.3em 0;
+position:sticky;left:0;max-width:100cqi}
 table.gated-table.gated-table :is(th,td){padding:.4em .6em;vertical-align:top;text-align:left;
 white-space:normal;background:none;color:inherit;border:0;border-bottom:1px solid #80808059}
+table.gated-table.gated-table:has(th:nth-child(8)) :is(th,td){padding:.4em .3em}
 .gated-table small{display:block;opacity:.8}
 @media (max-width:640px){.gated-table :is(tbody,tr,td){display:block;width:auto}
 .gated-table thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 table.gated-table.gated-table td{border-bottom:0;padding:.15em 0}
 .gated-table td::before{content:attr(data-label) ": ";opacity:.7}
+.gated-table td:empty{display:none}
 .gated-table tr{border-bottom:1px solid #80808059;padding:.5em 0}}
 </style>"""
 
@@ -184,10 +193,12 @@ class Table:
         head = "".join(f'<th role="columnheader" scope="col">{html.escape(c)}</th>' for c in self.columns)
         body = "".join(f'<tr role="row">{"".join(map(_cell, self.columns, row))}</tr>' for row in self.rows)
         title = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
-        # the roles keep it a table for a screen reader when CSS stacks it on a phone
+        # the roles keep it a table for a screen reader when CSS stacks it on a phone; where the second class is known
+        # (the book's theme), keys scroll what is wide
         return (
-            f'{_CSS}<table class="gated-table" role="table">{title}<thead role="rowgroup"><tr role="row">'
-            f'{head}</tr></thead><tbody role="rowgroup">{body}</tbody></table>'
+            f'{_CSS}<div class="gated-wide pst-scrollable-table-container"><table class="gated-table" role="table">'
+            f'{title}<thead role="rowgroup"><tr role="row">{head}</tr></thead><tbody role="rowgroup">{body}</tbody>'
+            "</table></div>"
         )
 
     def __str__(self) -> str:

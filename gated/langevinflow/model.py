@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_number, check_positive, check_sizes
+from gated.gates._validation import check_choice, check_count, check_floats, check_number, check_positive, check_sizes
 from gated.kernels.langevin_scan import langevin_scan
 from gated.langevinflow._validation import check_generator, check_input, check_rate, check_task
 from gated.langevinflow.integrators import check_step, exact_noise, released_noise
@@ -91,6 +91,8 @@ class Encoder(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "trials bins dim"]:
         """h for all bins; from the end of the observed ones on, the last one is fed again and again."""
+        check_floats(f"trials observed_bins {self.observed}", spikes=spikes)
+        check_count("bins", bins)
         seen = spikes.shape[1]
         at = torch.arange(bins, device=spikes.device)
         if self.source == "lagged":
@@ -141,6 +143,7 @@ class PostNormLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "trials bins dim"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "trials bins dim"]:
+        check_floats(f"trials bins {self.out.in_features}", x=x)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if generator is None:
             mixed = F.scaled_dot_product_attention(q, k, v)
@@ -185,6 +188,7 @@ class Decoder(nn.Module):
     def forward(
         self, state: Float[Tensor, "trials bins dim"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "trials bins neurons"]:
+        check_floats(f"trials bins {self.readout.in_features}", state=state)
         for layer in self.layers:
             state = layer(state, generator)
         return self.readout(state)

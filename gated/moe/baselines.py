@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gated import gates
-from gated.gates._validation import check_count, check_sizes
+from gated.gates._validation import check_axes, check_count, check_floats, check_int, check_sizes
 from gated.moe._validation import check_ids, check_k, check_mask
 from gated.moe.routing import Routing
 
@@ -58,6 +58,11 @@ class RandomGate(nn.Module):
         mask: Bool[Tensor, "tokens num_experts"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Routing:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            check_floats("tokens features", x=x)
+        else:
+            check_int("x", x)
+            check_axes("tokens", x=x)
         if generator is None:
             generator = torch.Generator(x.device).manual_seed(self.seed)
         shape = (len(x), self.num_experts)

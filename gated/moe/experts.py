@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_choice, check_sizes
+from gated.gates._validation import check_axes, check_choice, check_floats, check_int, check_sizes
 from gated.kernels.grouped_gemm import grouped_gemm
 
 __all__ = ["FFNExperts", "LinearExperts", "ModuleExperts", "ResidualExperts", "conv_experts"]
@@ -92,7 +92,8 @@ class FFNExperts(nn.Module):
 
     def extra_repr(self) -> str:
         n, dim, _ = self.up.shape
-        return f"{n} experts, {dim} -> {self.down.shape[1]} -> {self.down.shape[2]}, {self.activation}, {self.gated=}"
+        widths = f"{dim} -> {self.down.shape[1]} -> {self.down.shape[2]}"
+        return f"{n} experts, {widths}, {self.activation}, gated={self.gated}"
 
     def middle(self, h: Float[Tensor, "rows width"]) -> Float[Tensor, "rows hidden"]:
         """What happens between the matrices."""
@@ -105,6 +106,7 @@ class FFNExperts(nn.Module):
     def forward(
         self, rows: Float[Tensor, "rows dim"], offsets: Int[Tensor, " bounds"]
     ) -> Float[Tensor, "rows dim_out"]:
+        _check_rows(rows, self.up.shape[1])
         h = self.middle(_grouped(rows, self.up, self.up_bias, offsets))
         return _grouped(h, self.down, self.down_bias, offsets)
 
@@ -133,6 +135,7 @@ class LinearExperts(nn.Module):
     def forward(
         self, rows: Float[Tensor, "rows dim"], offsets: Int[Tensor, " bounds"]
     ) -> Float[Tensor, "rows dim_out"]:
+        _check_rows(rows, self.weight.shape[1])
         return _grouped(rows, self.weight, self.bias, offsets)
 
     def each(self) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -162,7 +165,13 @@ class ModuleExperts(nn.Module):
     def forward(
         self, rows: Float[Tensor, "rows dim"], offsets: Int[Tensor, " bounds"]
     ) -> Float[Tensor, "rows dim_out"]:
-        parts = rows.split(offsets.diff().tolist())
+        _check_rows(rows, "dim")
+        check_int("offsets", offsets)
+        check_axes(f"{self.num_experts + 1}", offsets=offsets)
+        sizes = offsets.diff().tolist()
+        if not torch.compiler.is_compiling() and (min(sizes) < 0 or sum(sizes) != len(rows)):
+            raise ValueError(f"offsets must rise from 0 to the number of rows, {len(rows)}; got {offsets.tolist()}")
+        parts = rows.split(sizes)
         return torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
 
     def each(self) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -206,6 +215,7 @@ class ResidualExperts(nn.Module):
     def forward(
         self, rows: Float[Tensor, "rows dim"], offsets: Int[Tensor, " bounds"]
     ) -> Float[Tensor, "rows dim_out"]:
+        _check_rows(rows, self.core.up.shape[1])
         return self._run(rows, partial(self.up, offsets=offsets), partial(self.down, offsets=offsets))
 
     def each(self) -> Sequence[Callable[[Tensor], Tensor]]:
@@ -263,6 +273,10 @@ def conv_experts(num_experts: int, channels: int, dim_out: int, *, width: int = 
         )
 
     return ModuleExperts(expert() for _ in range(num_experts))
+
+
+def _check_rows(rows: Tensor, width: int | str) -> None:
+    check_floats(f"rows {width}", **{"rows of x": rows})  # who calls a layer or a dispatch knows them as x
 
 
 def _then(first: Callable[[Tensor], Tensor], last: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated.backbones import TransformerBlock
-from gated.gates._validation import check_count, check_number, check_sizes
+from gated.gates._validation import check_count, check_floats, check_number, check_sizes
 from gated.ninformer.fused import from_left, fuses, gelu_, in_slices
 
 
@@ -39,6 +39,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        check_floats(f"*batch {self.up.in_features}", x=x)
         return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
 
 
@@ -63,11 +64,13 @@ class MixerBlock(nn.Module):
         super().__init__()
         check_sizes(tokens=tokens, dim=dim, channel_hidden=channel_hidden)
         check_count("token_hidden", token_hidden, least=0)
+        self.tokens, self.dim = tokens, dim
         self.token_norm = nn.LayerNorm(dim) if token_hidden else None
         self.token_mlp = MLP(tokens, token_hidden, dropout) if token_hidden else None
         self.channel_norm, self.channel_mlp = nn.LayerNorm(dim), MLP(dim, channel_hidden, dropout)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch {self.tokens} {self.dim}", x=x)
         if fuses(x, self.channel_mlp.dropout):
             return in_slices(lambda part, out: out.copy_(self.fused(part)), x, self.largest(x))
         if self.token_norm is not None and self.token_mlp is not None:
@@ -106,6 +109,7 @@ class LocalMLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch {self.grid[0] * self.grid[1]} {self.up.in_features}", x=x)
         image = F.gelu(self.up(x)).mT.unflatten(-1, self.grid)
         return self.dropout(self.down(self.dropout(F.gelu(self.conv(image)).flatten(2).mT)))
 
@@ -145,13 +149,17 @@ class SpatialGate(nn.Module):
         nn.init.ones_(self.mix.bias)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch {self.mix.in_features} {self.norm.normalized_shape[0]}", x=x)
         return self.mix(self.norm(x).mT).mT
 
 
 class GMLPBlock(nn.Module):
     """x + V (z_1 * (W LN(z_2) + b)), [z_1, z_2] = GELU(U LN(x)): the block of gMLP (arXiv 2105.08050).
 
-    `hidden` is the width of U LN(x); half of it passes, the other half is the gate.
+    `hidden`, even, is the width of U LN(x); half of it passes, the other half is the gate.
+
+    Raises:
+        ValueError: an odd `hidden`, sizes below 1.
 
     Example:
         >>> GMLPBlock(tokens=4, dim=8, hidden=16)(torch.randn(2, 4, 8)).shape
@@ -162,11 +170,14 @@ class GMLPBlock(nn.Module):
         super().__init__()
         check_sizes(tokens=tokens, dim=dim)
         check_count("hidden", hidden, least=2)
+        if hidden % 2:
+            raise ValueError(f"hidden must be even, for half of it is the gate; got {hidden}")
         check_number("dropout", dropout, "[0, 1]")
         self.norm, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden // 2, dim)
         self.gate = SpatialGate(tokens, hidden // 2)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch {self.gate.mix.in_features} {self.up.in_features}", x=x)
         passed, gate = self.dropout(F.gelu(self.up(self.norm(x)))).chunk(2, -1)
         return x + self.dropout(self.down(passed * self.gate(gate)))

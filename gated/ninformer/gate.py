@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_choice, check_count, check_sizes
+from gated.gates._validation import check_choice, check_count, check_floats, check_sizes
 from gated.ninformer.blocks import MLP, MixerBlock, SpatialGate
 from gated.ninformer.fused import fuses, in_slices
 
@@ -59,6 +59,7 @@ class StaticGate(nn.Module):
         self.gate = nn.Parameter(torch.ones(tokens, dim))
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch {len(self.gate)} {self.gate.shape[1]}", x=x)
         return self.gate.to(x.dtype).repeat(len(x), 1, 1)
 
 
@@ -76,6 +77,7 @@ class SqueezeGate(nn.Module):
         self.down, self.up = nn.Linear(dim, squeezed(dim)), nn.Linear(squeezed(dim), dim)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats(f"batch tokens {self.down.in_features}", x=x)
         return self.up(self.down(x.mean(1, keepdim=True)).relu()).sigmoid().expand_as(x)
 
 
@@ -93,6 +95,7 @@ class FourierGate(nn.Module):
     """
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        check_floats("batch tokens dim", x=x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no half-precision FFT on a CPU
         return torch.fft.fft2(wide, norm="ortho").real.to(x.dtype)
 
@@ -134,7 +137,7 @@ class NiNBlock(nn.Module):
         check_choice("variant", variant, get_args(Variant))
         check_sizes(tokens=tokens, dim=dim, channel_hidden=channel_hidden, ffn_hidden=ffn_hidden)
         check_count("token_hidden", token_hidden, least=0)
-        self.variant = variant
+        self.variant, self.tokens, self.dim = variant, tokens, dim
         self.norm = nn.LayerNorm(dim)
         if variant == "static":
             self.gate: nn.Module = StaticGate(tokens, dim)
@@ -170,6 +173,7 @@ class NiNBlock(nn.Module):
 
         Within `torch.inference_mode()` on a CPU, the same numbers (to rounding) come by fewer passes.
         """
+        check_floats(f"batch {self.tokens} {self.dim}", x=x)
         if gate_mix == 1 and not return_gate and self.variant in _FUSED and fuses(x, self.mlp.dropout):
             y = self.fused_unit(x)
             return y + self.mlp((self.mlp_norm or self.norm)(y))

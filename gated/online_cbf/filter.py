@@ -38,7 +38,7 @@ class SafetyFilter:
         mode: "share", in which no problem is ever infeasible, or "full", in which agents can be pushed back.
         objective: "clf" minimises |u|^2 + xi max(0, c.u + epsilon V)^2, V = |p - g|^2, c = 2 (p - g); "nominal"
             |u - w|^2 with the wish w = clip(gain (g - p)) in the box of speeds.
-        eta: the exponent of alpha, 1 or 3.
+        eta: the exponent of alpha, 1 or 3: odd, so that alpha has the sign of h.
         clip: whether alpha is at most h / dt. Without it steps of finite length can collide.
         dt: seconds a step. max_speed: of each coordinate. tolerance: distance at which a goal counts as reached.
         nearest: rows for so many nearest other agents only; None for all.
@@ -107,7 +107,8 @@ def class_k(
     """alpha(h) = zeta h^eta, with `dt` at most h / dt: how fast h may shrink. Negative where h is.
 
     Raises:
-        ValueError: an eta below 1, a dt that is not positive, a zeta that is not finite or does not fit h.
+        ValueError: an eta below 1 or even (alpha would be positive outside of the safe set), a dt that is not positive,
+            a zeta that is not finite or does not fit h.
 
     Example:
         >>> class_k(torch.tensor([0.5]), zeta=2.0).item()
@@ -115,6 +116,8 @@ def class_k(
     """
     check_float("h", h)
     check_count("eta", eta)
+    if eta % 2 == 0:
+        raise ValueError(f"eta must be odd, for alpha to be negative where h is; got {eta}")
     if dt is not None:
         check_positive("dt", dt)
     if not isinstance(zeta, Tensor):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gated.gates._validation import check_number, check_positive, check_sizes, is_number
+from gated.gates._validation import check_axes, check_number, check_positive, check_sizes, is_number
 from gated.online_cbf.arenas import Arena
 from gated.online_cbf.filter import AgentState, check_state
 from gated.online_cbf.rollout import Tuner
@@ -77,7 +77,7 @@ class Neighbourhood(nn.Module):
         generator: of the initial weights.
 
     Raises:
-        ValueError: unknown or repeated names in `sees`; on a CPU, observations that are not finite.
+        ValueError: unknown or repeated names in `sees`; observations of other shapes, or on a CPU not finite.
     """
 
     def __init__(
@@ -98,6 +98,15 @@ class Neighbourhood(nn.Module):
         self.head = _mlp(4 + 2 * width, width, outputs, generator)
 
     def forward(self, seen: Observation) -> Float[Tensor, "batch agents outputs"]:
+        check_axes(
+            "batch agents 4, batch agents agents 7, batch agents agents, batch agents obstacles 3, "
+            "batch agents obstacles",
+            node=seen.node,
+            other=seen.other,
+            sees_other=seen.sees_other,
+            obstacle=seen.obstacle,
+            sees_obstacle=seen.sees_obstacle,
+        )
         weight = next(self.head.parameters())
         if not weight.is_cuda and not torch.compiler.is_compiling():
             for name, x in zip(seen._fields, seen, strict=True):

@@ -2,18 +2,20 @@
 
 g: gates of a batch [batch, gates], in [0, 1]: hard gates, or the probabilities p behind them. m_l = mean_i g_il, the
 share of the batch for which gate l is open. The mean over inputs comes first and the mean over gates second: the other
-order asks for something else.
+order asks for something else. All is computed in single precision at least: half overflows at 65504, a small cost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gated.gates._validation import check_float, check_number
+from gated.gates._validation import check_float, check_number, is_number
+from gated.gates.statistics import at_least_single
 
 
 class Decomposition(NamedTuple):
@@ -45,8 +47,7 @@ def polarization_loss(gates: Float[Tensor, "batch gates"], *, unbiased: bool = F
         >>> polarization_loss(torch.tensor([[1.0, 1.0], [1.0, 0.0]])).item()  # one of two gates is divided
         0.125
     """
-    _check_gates("gates", gates)
-    mean = gates.mean(0)
+    mean = _checked("gates", gates).mean(0)
     loss = (mean * (1 - mean)).mean()
     if not unbiased:
         return loss
@@ -57,14 +58,14 @@ def polarization_loss(gates: Float[Tensor, "batch gates"], *, unbiased: bool = F
 
 def activation_loss(
     gates: Float[Tensor, "batch gates"],
-    cost: Float[Tensor, " gates"] | None = None,
+    cost: Float[Tensor, " gates"] | Sequence[float | int] | None = None,
     target: float | int | None = None,
 ) -> Float[Tensor, ""]:
     """L_act = sum_l c_l m_l / sum_l c_l, the open share of what the gates cost; with a target r, (L_act - r)^2.
 
     Args:
         gates: as in `polarization_loss`.
-        cost: c_l >= 0, for instance multiply-adds (`costs`); None counts gates.
+        cost: c_l >= 0, a tensor or a sequence, for instance the `macs` of `costs`; None counts gates.
         target: r in [0, 1], the open share that is wanted: 1 - sparsity.
 
     Raises:
@@ -74,9 +75,9 @@ def activation_loss(
         >>> activation_loss(torch.tensor([[1.0, 0.0]]), cost=torch.tensor([3.0, 1.0])).item()
         0.75
     """
-    _check_gates("gates", gates)
-    cost = check_cost(cost, gates)
-    share = (gates.mean(0) * cost).sum() / cost.sum()
+    gates = _checked("gates", gates)
+    weight = check_cost(cost, gates)
+    share = (gates.mean(0) * weight).sum() / weight.sum()
     if target is None:
         return share
     check_share("target", target)
@@ -97,7 +98,7 @@ def target_rate_loss(gates: Float[Tensor, "batch gates"], target: float | int) -
         >>> target_rate_loss(torch.tensor([[1.0], [0.0]]), target=0.5).item()
         0.0
     """
-    _check_gates("gates", gates)
+    gates = _checked("gates", gates)
     check_share("target", target)
     return ((gates.mean(0) - target) ** 2).mean()
 
@@ -110,28 +111,35 @@ def decomposition(probability: Float[Tensor, "batch gates"]) -> Decomposition:
         >>> parts.indecision.item(), parts.disagreement.item()
         (0.0, 0.25)
     """
-    _check_gates("probability", probability)
+    probability = _checked("probability", probability)
     mean = probability.mean(0)
     return Decomposition(mean * (1 - mean), (probability * (1 - probability)).mean(0), probability.var(0, correction=0))
 
 
-def check_cost(cost: Tensor | None, gates: Tensor) -> Float[Tensor, " gates"]:
+def check_cost(cost: Tensor | Sequence[float | int] | None, gates: Tensor) -> Float[Tensor, " gates"]:
+    precision = at_least_single(gates)
     if cost is None:
-        return gates.new_ones(gates.shape[-1])
+        return gates.new_ones(gates.shape[-1], dtype=precision)
+    if not isinstance(cost, Tensor):
+        if not isinstance(cost, Sequence) or not all(map(is_number, cost)):
+            raise ValueError(f"cost must be a tensor or a sequence of numbers; got {cost!r}")
+        cost = torch.tensor(cost, dtype=torch.float64)
+    cost = cost.to(gates.device, precision)
     if cost.shape != gates.shape[-1:]:
         raise ValueError(f"cost must have one entry for each of {gates.shape[-1]} gates, got {tuple(cost.shape)}")
     if not torch.compiler.is_compiling() and not ((cost >= 0).all() and 0 < cost.sum() < torch.inf):
         raise ValueError(f"cost must be finite, non-negative, and positive somewhere, got {cost.tolist()}")
-    return cost.to(gates)
+    return cost
 
 
 def check_share(name: str, value: float | int) -> None:
     check_number(name, value, "[0, 1]")
 
 
-def _check_gates(name: str, gates: Tensor) -> None:
+def _checked(name: str, gates: Tensor) -> Float[Tensor, "batch gates"]:
     check_float(name, gates)
     if gates.ndim != 2 or 0 in gates.shape:
         raise ValueError(
             f"{name} must have shape [batch, gates] with at least one input and one gate, got {tuple(gates.shape)}"
         )
+    return gates.to(at_least_single(gates))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gated.backbones import ResidualBlock, ResNet
 from gated.gates import binary_gate, gumbel_sigmoid_gate
-from gated.gates._validation import check_choice, check_float, check_number, check_sizes
+from gated.gates._validation import check_choice, check_float, check_floats, check_number, check_sizes
 
 Source = Literal["input", "free"]
 
@@ -47,6 +47,7 @@ class InputGate(nn.Module):
         nn.init.constant_(self.decide.bias, bias)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch gates"]:
+        check_floats(f"batch {self.squeeze.in_features} height width", x=x)
         return self.decide(F.relu(self.squeeze(x.mean((2, 3)))))
 
 
@@ -65,6 +66,7 @@ class FreeGate(nn.Module):
         self.logits = nn.Parameter(torch.full((gates,), float(bias)))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch gates"]:
+        check_floats("batch channels height width", x=x)
         return self.logits.expand(len(x), -1)
 
 

@@ -68,7 +68,7 @@ def train_step(
     *,
     activation: float | int,
     polarization: float | int,
-    cost: Float[Tensor, " gates"] | None = None,
+    cost: Float[Tensor, " gates"] | Sequence[float | int] | None = None,
     target: float | int | None = None,
     soft: bool = True,
     generator: torch.Generator | None = None,
@@ -156,7 +156,7 @@ def one_pass(
     if model.frozen is not None:
         raise ValueError("model must not be frozen yet")
     size = costs(model.net, *held_out.shape[2:])
-    cost = size.per_gate(model).to(held_out)
+    cost = size.per_gate(model).to(held_out.device)
     losses, history, used, frozen_at, changed = [], [], 0, steps, 0.0
     source = iter(batches)
     for step in range(steps + 1):
@@ -195,7 +195,9 @@ def one_pass(
 
 
 def freeze_pattern(
-    score: Float[Tensor, " gates"], target: float | int, cost: Float[Tensor, " gates"] | None = None
+    score: Float[Tensor, " gates"],
+    target: float | int,
+    cost: Float[Tensor, " gates"] | Sequence[float | int] | None = None,
 ) -> Bool[Tensor, " gates"]:
     """The gates with the highest score, as many as bring the open share of the cost nearest to `target`.
 
@@ -209,11 +211,11 @@ def freeze_pattern(
     check_share("target", target)
     check_float("score", score)
     check_axes("gates", score=score)
-    cost = check_cost(cost, score[None])
+    weight = check_cost(cost, score[None])
     order = score.argsort(descending=True, stable=True)
-    reached = torch.cat([cost.new_zeros(1), (cost / cost.sum())[order].cumsum(0)])
+    reached = torch.cat([weight.new_zeros(1), (weight / weight.sum())[order].cumsum(0)])
     number = int((reached - target).abs().argmin())
-    pattern = torch.zeros(len(cost), dtype=torch.bool, device=cost.device)
+    pattern = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     pattern[order[:number]] = True
     return pattern
 

@@ -5,7 +5,7 @@
     offload.py, cache.py      the fast tier, the fetcher and its backends, what a cache keeps
     decode.py                 generation in five designs with one result
     measure.py                the designs against the clock
-    simulate.py, published.py the timing of a step in closed form and as events, and what the authors measured
+    simulate.py, published.py  the timing of a step in closed form and as events, and what the authors measured
 
     model = PreGatedDecoder(vocab=256, dim=64, hidden=256, blocks=4, num_experts=8, look_ahead=1)
     write_experts([layer.experts for layer in model.layers], "experts.safetensors")

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gated.gates import switch_loss, z_loss
-from gated.gates._validation import check_count, check_sizes
+from gated.gates._validation import check_axes, check_count, check_int, check_sizes
 from gated.kernels.topk_gate import topk_gate
 from gated.pregated.layers import ExpertWeights, Mixture, Route, Turn, distinct
 
@@ -152,8 +152,10 @@ class PreGatedDecoder(nn.Module):
         `generator` is what the router `random` draws from.
 
         Raises:
-            ValueError: more positions than `context`.
+            ValueError: more positions than `context`; tokens that are no integers [batch, time].
         """
+        check_int("tokens", tokens)
+        check_axes("batch time", tokens=tokens)
         if tokens.shape[1] > self.context:
             raise ValueError(f"tokens must have at most context = {self.context} positions, got {tokens.shape[1]}")
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated.gates._validation import check_count, check_float, check_number, check_sizes
+from gated.gates._validation import check_axes, check_count, check_float, check_number, check_sizes
 
 
 class Given:
@@ -172,6 +172,7 @@ class StnLinear(ResponseLayer):
 
         Raises ValueError for shapes that do not fit, or without raw outside of a `SelfTuned`.
         """
+        check_float("x", x)
         if x.ndim < 2 or x.shape[-1] != self.weight.shape[-1]:
             raise ValueError(f"x must have shape [batch, ..., {self.weight.shape[-1]}], got {tuple(x.shape)}")
         raw = self._raw(raw, x)
@@ -234,6 +235,7 @@ class _StnConv(ResponseLayer):
         self, x: Float[Tensor, "batch channels *places"], raw: Tensor | None = None
     ) -> Float[Tensor, "batch channels_out *places_out"]:
         """As `StnLinear.forward`; channels stand second."""
+        check_float("x", x)
         if x.ndim != self.dims + 2 or x.shape[1] != self.weight.shape[2]:
             raise ValueError(
                 f"x must have {self.dims + 2} axes, [batch, {self.weight.shape[2]}, ...], got {tuple(x.shape)}"
@@ -296,6 +298,7 @@ class StnLSTMCell(nn.Module):
         raw: Tensor | None = None,
     ) -> tuple[Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]]:
         """One step: (h', c') from x and (h, c), zeros if not given. Raises ValueError as `StnLinear`."""
+        check_axes("batch input_size", x=x)
         h, c = (x.new_zeros(len(x), self.hidden_size),) * 2 if state is None else state
         i, f, g, o = (self.input(x, raw) + self.hidden(h, raw)).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()

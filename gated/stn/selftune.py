@@ -94,6 +94,9 @@ class SelfTuned(nn.Module):
 
         w_0 are the weights at u = 0, which with `centred` means at `hyperparameters.raw`; Theta u is the response. In
         the weights' response each layer is linear in u, so the derivative in u at 0 along u is J (Theta u).
+
+        For networks of PyTorch's own operators. One that calls an operator of `gated.kernels`, which have reverse mode
+        only, works in `forward`; here it raises NotImplementedError.
         """
         raw = self._check(raw, x)
         seen = self.seen(raw)

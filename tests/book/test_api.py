@@ -152,3 +152,37 @@ def test_what_a_cell_binds_itself_and_what_is_no_name_stays_plain(tool):
     assert [a for a, _, _ in names.code('f"load {load(w)}"')] == [2, 8]  # the first is text: no token ends there
     assert names.literal("NoisyTopKGate(8, 4)") == "gated.gates.NoisyTopKGate"
     assert names.literal("a sentence") is None and names.literal("nothing_here") is None
+
+
+def test_each_definition_is_explained_once_and_linked_elsewhere(api):
+    places = [f"{place[0]}.{place[1].name}" for page in api.modules() for place in explained(api, page)]
+    assert len(places) == len(set(places)) > 350
+    moe = api.pages()["gated.moe.md"]
+    assert moe.count("{py:class} LinearScore(features: int, num_experts: int, ") == moe.count("{py:class} LinearScore")
+    assert "{py:obj}`LinearScore <gated.moe.scores.LinearScore>`" in moe
+
+
+def explained(api, page: str) -> Iterator[tuple[str, Definition]]:
+    """What has an entry on the page: the headings say in which module."""
+    module = page
+    for line in api.pages()[f"{page}.md"].splitlines():
+        if line.startswith("```{py:currentmodule} "):
+            module = line.split()[1]
+        elif found := re.match(r":{3,4}\{py:(?:function|class)} (\w+)", line):
+            yield api.find(module, found[1])
+
+
+def test_a_signature_stays_when_the_pages_are_made_again(api):
+    assert api.pages() == api.pages()
+    pack = api.find("gated.kernels.gmoe_em", "Points")[1]
+    assert "pack(x: " in api.describe("Points", pack) == api.describe("Points", pack)
+
+
+def test_a_map_of_files_is_a_list_and_an_equation_is_not(api):
+    files = "    a.py, b.py  what `x` is\n    long_name.py    more\n    rank(x, 3)      where it stands"
+    assert api.prose(files) == "- `a.py, b.py`: what `x` is\n- `long_name.py`: more\n- `rank(x, 3)`: where it stands"
+    for block in ("    a = b + c,    c > 0", "    o.weight  [d, e]    conv.weight\n    p.weight  [d]       none"):
+        assert api.prose(block).startswith("~~~text\n")
+    for page in api.pages().values():
+        for block in re.findall(r"^~~~text\n(.*?)^~~~$", page, re.S | re.M):
+            assert "`" not in block

@@ -166,6 +166,19 @@ def test_search_finds_a_word(browser, site_url):
         assert visit.errors == []
 
 
+def test_quotes_below_results_have_no_tex(browser, site_url):
+    """Letters stay, other formulas are left out; the words around them stay."""
+    with Visit(browser, site_url) as visit:
+        visit.page.goto(f"{site_url}/search.html?q=logits")
+        visit.page.wait_for_function("/finished/.test(document.querySelector('.search-summary')?.textContent)")
+        visit.page.wait_for_load_state("networkidle")
+        said = visit.page.locator("#search-results .context").all_text_contents()
+        assert "\\" not in "".join(said) and sum("…" in text for text in said) > 3
+        html = r"<div role='main'>Of \(k\) experts \(x_i \in \mathbb R^d\) goes to \[ a \] <code>\(b</code></div>"
+        assert visit.page.evaluate("html => Search.htmlToText(html)", html) == r"Of k experts … goes to … \(b"
+        assert visit.errors == []
+
+
 def test_every_chapter_offers_colab_from_its_own_file(built_site, tool):
     place = (
         tool("bootstrap")

@@ -105,6 +105,14 @@ def test_the_map_is_a_table_that_agrees_with_the_chapters(soup):
         ]
 
 
+def test_the_answers_of_the_primer_lead_to_the_chapters(soup):
+    cells = soup("gates").select("td[data-label=Chapter]")
+    assert [cell.a["href"].removesuffix(".html") for cell in cells] == [card["chapter"] for card in CARDS]
+    for cell, card in zip(cells, CARDS, strict=True):
+        assert cell.a.get_text() == soup(card["chapter"]).h1.get_text().rstrip("#")
+        assert card["title"] in cell.small.get_text()
+
+
 def test_the_notation_page_shows_all_symbols(soup):
     symbols = tomllib.loads((ROOT / "book" / "notation.toml").read_text(encoding="utf-8"))["symbol"]
     rows = soup("notation").select(".gated-notation tbody tr")
@@ -139,6 +147,26 @@ def test_the_picture_is_legible_on_a_phone(browser, site_url, scheme):
         assert l1 >= 0 and r1 <= 375
         for l2, t2, r2, b2 in boxes[:i]:
             assert r1 <= l2 or r2 <= l1 or b1 <= t2 + 3 or b2 <= t1 + 3, "two words overlap"
+    context.close()
+
+
+BROKEN = """() => [...document.querySelectorAll('.prev-next-title')].flatMap(e => {
+    const text = e.firstChild, range = document.createRange();
+    return [...text.data.matchAll(/\\S+/g)].filter(word => {
+        range.setStart(text, word.index);
+        range.setEnd(text, word.index + word[0].length);
+        return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
+    }).map(word => word[0]); })"""
+
+
+def test_the_links_to_the_next_page_break_no_word_on_a_phone(browser, built_site, site_url):
+    context = browser.new_context(viewport={"width": 375, "height": 812})
+    page, seen = context.new_page(), 0
+    for path in sorted((built_site / "book").glob("*.html")):
+        page.goto(f"{site_url}/book/{path.name}")
+        assert page.evaluate(BROKEN) == [], path.stem
+        seen += page.locator(".prev-next-title").count()
+    assert seen > 20
     context.close()
 
 

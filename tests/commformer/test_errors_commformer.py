@@ -141,7 +141,7 @@ def test_inputs_that_do_not_fit_the_network():
     net = network()
     o = torch.zeros(4, 3, 5)
     for shape in ((4, 3, 6), (4, 2, 5), (5,)):
-        with pytest.raises(ValueError, match=r"observation must have shape \(\*batch, 3, 5\)"):
+        with pytest.raises(ValueError, match=r"observation must have shape \[\*batch 3 5\]"):
             net(torch.zeros(shape), GRAPH)
     with pytest.raises(ValueError, match=r"graph must have shape \(\*batch, 3, 3\)"):
         net(o, torch.zeros(2, 2))

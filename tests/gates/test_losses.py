@@ -44,6 +44,20 @@ def test_balance_losses_at_their_ends():
     assert switch_loss(balanced, balanced).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_of_many_rows_is_summed_in_single(dtype):
+    probability = torch.rand(300_000, 4, generator=torch.Generator().manual_seed(2)).to(dtype)
+    selected = probability > 0.75
+    logits = (300 * probability).requires_grad_()
+    for loss in (importance_loss, load_loss, lambda p: switch_loss(p, selected), lambda p: z_loss(300 * p)):
+        found, exact = loss(probability), loss(probability.double())
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(exact.item(), rel=1e-2 if exact > 2 else 1e-4, abs=1e-8)
+    (gradient,) = torch.autograd.grad(importance_loss(logits) + z_loss(logits), logits)
+    assert gradient.dtype == dtype
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_switch_loss_by_a_loop(k):
     rows = LOGITS.reshape(-1, 4).tolist()

@@ -1,10 +1,20 @@
+import copy
+import io
 import math
+import pickle
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gated.gates import constant_schedule, cosine_schedule, exponential_schedule, linear_schedule
+from gated.gates import (
+    DenseToSparseGate,
+    constant_schedule,
+    cosine_schedule,
+    exponential_schedule,
+    linear_schedule,
+)
 
 temperatures = st.floats(0.01, 100)
 
@@ -27,3 +37,27 @@ def test_values_by_hand():
     assert cosine_schedule(3.0, 1.0, 4)(2) == pytest.approx(2)
     assert cosine_schedule(3.0, 1.0, 4)(1) == pytest.approx(2 + math.sqrt(0.5))
     assert constant_schedule(0.7)(0) == constant_schedule(0.7)(9) == 0.7
+
+
+SCHEDULES = [f(2.0, 1, 3) for f in (linear_schedule, exponential_schedule, cosine_schedule)] + [constant_schedule(0.5)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_a_schedule_can_be_kept(schedule):
+    for kept in (pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule)):
+        assert kept == schedule
+        assert [kept(step) for step in range(5)] == [schedule(step) for step in range(5)]
+    assert eval(repr(schedule)) == schedule
+    assert len(set(SCHEDULES)) == 4
+
+
+def test_a_gate_on_a_schedule_is_saved_whole():
+    gate = DenseToSparseGate(linear_schedule(2.0, 1.0, 4), threshold=0.1)
+    gate.advance()
+    file = io.BytesIO()
+    torch.save(gate, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    again.advance()
+    assert again.temperature == 1.5
+    assert gate.temperature == 1.75

@@ -34,6 +34,17 @@ def test_load_counts_exactly_in_half_precision():
     assert counts.tolist() == [70001, 70001]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_importance_is_summed_in_single_precision(dtype):
+    weights = torch.rand(300_000, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    total = importance(weights)
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total.double(), weights.double().sum(0), rtol=1e-5, atol=0)
+    huge = torch.tensor([6e4, 6e4, 3e4], dtype=dtype)
+    spread = coefficient_of_variation(huge)
+    assert spread.item() == pytest.approx(coefficient_of_variation(huge.double()).item(), rel=1e-6)
+
+
 def test_coefficient_of_variation_is_the_populations():
     values = np.random.default_rng(0).uniform(0, 5, size=(7, 6))
     expected = values.std(-1) / values.mean(-1)

@@ -333,6 +333,38 @@ def test_order_and_length_of_rows(kind):
     same(barrier_qp(**dict(given, a=given["a"] * size[..., None], b=given["b"] * size), limit=1, xi=XI), got)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 100), (torch.float64, 900)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_times_a_power_of_two(kind, dtype, most):
+    """The same bits, gradients too, however far squares of the row's length lie outside of the floats' range."""
+    given = {name: y.to(dtype) for name, y in problem(300, 6, 17, **KINDS[kind]).items()}
+    weight = torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    want = outcome(barrier_qp, given, weight, limit=1, xi=XI)
+    assert 0.3 < want[2].float().mean() < 1
+    for power in torch.linspace(-most, most, 9).round().tolist():
+        size = torch.ones(300, 6, dtype=dtype)
+        size[:, ::2] = 2.0**power
+        other = dict(given, a=given["a"] * size[..., None], b=given["b"] * size)
+        *got, grads = outcome(barrier_qp, other, weight, limit=1, xi=XI)
+        assert all(torch.equal(y, old) for y, old in zip(got, want[:3], strict=True))
+        grads |= {"a": grads["a"] * size[..., None], "b": grads["b"] * size}
+        assert all(torch.equal(y, want[3][name]) for name, y in grads.items())
+
+
+@pytest.mark.parametrize("form", [barrier_qp, naive_barrier_qp])
+@pytest.mark.parametrize("size", [1e-38, 1e-19, 1e-16, 1e10, 1e19, 1e25, 3e38])
+def test_rows_whose_square_no_float_holds(form, size):
+    """size u_x >= size / 2, and what no u fulfils."""
+    a = torch.tensor([[[size, 0.0]]] * 2, requires_grad=True)
+    b = torch.tensor([[0.5], [0.9]])
+    u, _, *_, feasible = form(a, b * a[..., 0].detach(), limit=0.8, nominal=torch.tensor([[0.0, 0.5]] * 2))
+    assert feasible.tolist() == [True, False]
+    torch.testing.assert_close(u[0].detach(), torch.tensor([0.5, 0.5]))
+    slope = torch.autograd.grad(u[0, 0], a)[0] * a.detach()  # u_x = b / a_x, which a_y does not move
+    if size > 1e-38:
+        torch.testing.assert_close(slope[0, 0], torch.tensor([-0.5, 0.0]))
+
+
 def test_a_quarter_turn_a_mirror_and_a_change_of_unit():
     given = problem(300, 6, 8, nominal=True)
     got = barrier_qp(**given, limit=1, xi=XI)

@@ -58,6 +58,16 @@ def test_equals_the_definition(on_gpu_side, count, rows, nominal):
         torch.testing.assert_close(y.double(), want[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("power", [-100, -64, -40, 40, 64, 100])
+def test_a_row_times_a_power_of_two(on_gpu_side, power):
+    """The same bits, gradients too, though the square of the row's length lies outside of the floats' range."""
+    given, size = problem(40, 6, True), torch.tensor([1.0, 2.0**power, 1.0, 2.0**power, 1.0, 1.0])
+    want = outcome(barrier_qp, given, 3.0)
+    got = outcome(barrier_qp, dict(given, a=given["a"] * size[:, None], b=given["b"] * size), 3.0)
+    got |= {"a": got["a"] * size[:, None], "b": got["b"] * size}
+    assert all(torch.equal(y, want[name]) for name, y in got.items())
+
+
 @pytest.mark.parametrize("nominal", [True, False])
 def test_the_same_rows_are_active_as_on_a_cpu(on_gpu_side, monkeypatch, nominal):
     given = problem(60, 6, nominal)

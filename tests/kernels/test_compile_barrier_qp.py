@@ -92,8 +92,11 @@ def test_compiled_formulas_solve_the_same_problems(traced, rows):
     assert inductor._compiled.cache_info().misses == (rows <= inductor.ROWS)
 
 
-def test_compiled_formulas_in_single_precision(traced):
+@pytest.mark.parametrize("power", [-110, -64, 0, 64, 120])
+def test_compiled_formulas_in_single_precision(traced, power):
     given = [y.float() for y in tensors(300, 5)]
+    for y in given[:2]:
+        y[:, ::2] *= 2.0**power
     got, want = (barrier_qp(*given[:2], limit=1, nominal=given[-1], compiled=compiled) for compiled in (True, False))
     both = got.feasible & want.feasible
     assert got.u.dtype == torch.float32
@@ -146,11 +149,12 @@ def test_compiled_names_what_is_not_finite(traced):
 
 
 def test_machine_code_at_all_sizes():
-    """Two problems, vectors with a rest, and no rows."""
+    """Two problems, vectors with a rest, and rows whose square no float holds."""
     inductor._compiled.cache_clear()
     if COMPILES:
-        for count in (2, 37, 200):
-            assert_compiled_is_the_same(tensors(count, 1))
+        for count, power in ((2, 0), (37, 0), (200, 0), (200, 900), (200, -900)):
+            a, b, *rest = tensors(count, 1)
+            assert_compiled_is_the_same([a * 2.0**power, b * 2.0**power, *rest])
         assert inductor._compiled.cache_info().misses == 1
     else:
         with pytest.warns(RuntimeWarning, match="no effect"):

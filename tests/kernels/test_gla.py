@@ -77,9 +77,7 @@ def test_float32_is_exact_in_every_gate_regime(regime, time, key):
     got = outcome(chunk_gla, (q, k, v, g, state), weights)
     want = outcome(naive_recurrent_gla, [y.double() for y in (q, k, v, g, state)], weights)
     for name, y in got.items():
-        expected = (
-            want[name].nan_to_num(0.0) if name == "g" else want[name]
-        )  # e^{−∞} · anything, in autograd's words
+        expected = want[name].nan_to_num(0.0) if name == "g" else want[name]  # e^{−∞} · anything, in autograd's words
         error = (y.double() - expected).abs().max() / expected.abs().max()
         assert error <= (1e-6 if name in ("o", "state") else 2e-6), (name, float(error))
 
@@ -106,11 +104,12 @@ def test_closed_gates_do_not_depend_on_the_scale_of_the_inputs(size):
     key=st.sampled_from([1, 3, 8]),
     value=st.sampled_from([1, 2, 5]),
     spread=st.sampled_from([0.05, 1.0, 30.0]),
+    resets=st.sampled_from([0.0, 0.3, 1.0]),
 )
-def test_float64_equals_the_recurrence_for_any_shape(form, seed, batch, time, heads, key, value, spread):
+def test_float64_equals_the_recurrence_for_any_shape(form, seed, batch, time, heads, key, value, spread, resets):
     gen = torch.Generator().manual_seed(seed)
     q, k, v, state = problem(gen, batch, time, heads, key, value)
-    g = -spread * uniform(gen, *q.shape)
+    g = -spread * uniform(gen, *q.shape).masked_fill(uniform(gen, *q.shape) < resets, math.inf)
     weights = normal(gen, *v.shape), normal(gen, *state.shape)
     got = outcome(form, (q, k, v, g, state), weights, scale=0.7)
     want = outcome(naive_recurrent_gla, (q, k, v, g, state), weights, scale=0.7)
@@ -170,9 +169,7 @@ def test_one_channel_is_a_first_order_filter():
     q, k, v, _ = problem(gen, 1, 500, 1, 1, 1)
     o, _ = chunk_gla(q, k, v, torch.full_like(q, math.log(0.9)), scale=2.0)
     filtered = lfilter([1], [1, -0.9], (k * v).flatten().numpy())
-    np.testing.assert_allclose(
-        o.flatten().numpy(), 2 * q.flatten().numpy() * filtered, rtol=1e-11, atol=1e-12
-    )
+    np.testing.assert_allclose(o.flatten().numpy(), 2 * q.flatten().numpy() * filtered, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -196,16 +193,19 @@ def test_hard_resets_forget_exactly(form, dtype):
     assert grads[3][:, :77].abs().max() <= 8 * torch.finfo(dtype).eps * grads[3].abs().max()
     closed = form(q, k, v, torch.full_like(q, -math.inf))[0]
     torch.testing.assert_close(closed, 8**-0.5 * (q * k).sum(-1, keepdim=True) * v)
+    one = form(*(y[:, :1] for y in (q, k, v, torch.full_like(q, -math.inf))))[0]
+    torch.testing.assert_close(one, closed[:, :1])
 
 
+@pytest.mark.parametrize("resets", [0, 0.5, 1])
 @pytest.mark.parametrize("segment", [1, cpu.SEGMENT])
 @pytest.mark.parametrize("form", FORMS)
-def test_packed_sequences_are_those_sequences_one_by_one(form, segment, monkeypatch):
+def test_packed_sequences_are_those_sequences_one_by_one(form, segment, resets, monkeypatch):
     monkeypatch.setattr(cpu, "SEGMENT", segment)
     gen = torch.Generator().manual_seed(6)
     bounds = [0, 5, 70, 71, 263, 264]
     q, k, v, state = problem(gen, 1, bounds[-1], 2, 4, 3, sequences=5)
-    g = logsigmoid(normal(gen, *q.shape))
+    g = logsigmoid(normal(gen, *q.shape)).masked_fill(uniform(gen, *q.shape) < resets, -math.inf)
     weights = normal(gen, *v.shape), normal(gen, *state.shape)
     got = outcome(form, (q, k, v, g, state), weights, cu_seqlens=torch.tensor(bounds))
     for n, (i, j) in enumerate(itertools.pairwise(bounds)):
@@ -223,9 +223,7 @@ def test_a_carried_state_equals_one_run(seed, cut):
     g = logsigmoid(normal(gen, *q.shape)) / 4
     whole, last = chunk_gla(q, k, v, g, output_final_state=True)
     first, state = chunk_gla(*(y[:, :cut] for y in (q, k, v, g)), output_final_state=True)
-    second, end = fused_recurrent_gla(
-        *(y[:, cut:] for y in (q, k, v, g)), initial_state=state, output_final_state=True
-    )
+    second, end = fused_recurrent_gla(*(y[:, cut:] for y in (q, k, v, g)), initial_state=state, output_final_state=True)
     torch.testing.assert_close(torch.cat([first, second], 1), whole)
     torch.testing.assert_close(end, last)
 
@@ -236,9 +234,7 @@ def test_gauge_invariance_and_the_conservation_law_it_implies(seed):
     q, k, v, state = problem(gen, 1, 100, 2, 4, 3)
     g = logsigmoid(normal(gen, *q.shape))
     tilt = normal(gen, 1, 1, 2, 4)
-    torch.testing.assert_close(
-        chunk_gla(q * tilt.exp(), k * (-tilt).exp(), v, g)[0], chunk_gla(q, k, v, g)[0]
-    )
+    torch.testing.assert_close(chunk_gla(q * tilt.exp(), k * (-tilt).exp(), v, g)[0], chunk_gla(q, k, v, g)[0])
     weights = normal(gen, *v.shape), normal(gen, *state.shape)
     zero = torch.zeros_like(state)
     got = outcome(chunk_gla, (q, k, v, g, zero), weights)
@@ -257,26 +253,28 @@ def test_the_future_does_not_reach_the_past():
     assert all(y[:, 1:41].any() for y in grads)
 
 
-def test_reverse_and_value_gates_match_their_definitions():
+@pytest.mark.parametrize(("time", "resets"), [(20, 0), (20, 0.2), (1, 0.5), (1, 1)])
+def test_reverse_and_value_gates_match_their_definitions(time, resets):
     gen = torch.Generator().manual_seed(8)
-    q, k, v, state = problem(gen, 2, 20, 2, 4, 3)
-    gk, gv = logsigmoid(normal(gen, *q.shape)), logsigmoid(normal(gen, *v.shape))
+    q, k, v, state = problem(gen, 2, time, 2, 4, 3)
+    gk, gv = (logsigmoid(normal(gen, *y.shape)).masked_fill(uniform(gen, *y.shape) < resets, -math.inf) for y in (q, v))
     o, last = fused_recurrent_gla(q, k, v, gk, initial_state=state, output_final_state=True, reverse=True)
     want, end = naive_recurrent_gla(*(y.flip(1) for y in (q, k, v, gk)), initial_state=state)
     torch.testing.assert_close(o, want.flip(1))
     torch.testing.assert_close(last, end)
     memory, outputs = state, []
-    for t in range(20):
+    for t in range(time):
         memory = memory * torch.einsum("bhk,bhv->bhkv", gk[:, t].exp(), gv[:, t].exp())
         memory = memory + torch.einsum("bhk,bhv->bhkv", k[:, t], v[:, t])
         outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], memory) / 2)
     o, last = fused_recurrent_gla(q, k, v, gk, gv, initial_state=state, output_final_state=True)
     torch.testing.assert_close(o, torch.stack(outputs, 1))
     torch.testing.assert_close(last, memory)
-    bounds = torch.tensor([0, 7, 20])
+    bounds = [0, 7, 8, 20] if time == 20 else [0, 1]
     packed = [y[:1] for y in (q, k, v, gk, gv)]
-    o, _ = fused_recurrent_gla(*packed, reverse=True, cu_seqlens=bounds)
-    want = [fused_recurrent_gla(*(y[:, i:j] for y in packed), reverse=True)[0] for i, j in ((0, 7), (7, 20))]
+    o, _ = fused_recurrent_gla(*packed, reverse=True, cu_seqlens=torch.tensor(bounds))
+    parts = itertools.pairwise(bounds)
+    want = [fused_recurrent_gla(*(y[:, i:j] for y in packed), reverse=True)[0] for i, j in parts]
     torch.testing.assert_close(o, torch.cat(want, 1))
 
 

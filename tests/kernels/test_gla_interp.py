@@ -184,16 +184,18 @@ def test_recurrent_form(gpu, regime):
     assert all(torch.equal(a, b) for a, b in zip(none, zero, strict=True))
 
 
-@pytest.mark.parametrize("bounds", [None, [0, 5, 70, 71, 140]])
+@pytest.mark.parametrize(("time", "bounds", "resets"), [
+    (140, None, 0), (140, [0, 5, 70, 71, 140], 0), (1, None, 0.5), (1, None, 1), (20, [0, 7, 8, 20], 0.5)])
 @pytest.mark.parametrize("form", ["chunk", "recurrent"])
-def test_the_operators_gpu_side_packs_and_unpacks(gpu, form, bounds):
+def test_the_operators_gpu_side_packs_and_unpacks(gpu, form, time, bounds, resets):
     """What CUDA dispatches to, on CPU tensors: padding, offsets, dtypes and the way back, against the CPU path."""
     from gated.kernels import gla
 
     generator = torch.Generator().manual_seed(3)
-    batch, sequences = (2, 2) if bounds is None else (1, 4)
-    q, k, v, z = (torch.randn(batch, 140, 2, d, generator=generator) for d in (8, 8, 5, 8))
-    g, h0 = logsigmoid(z) / 4, torch.randn(sequences, 2, 8, 5, generator=generator)
+    batch, sequences = (2, 2) if bounds is None else (1, len(bounds) - 1)
+    q, k, v, z = (torch.randn(batch, time, 2, d, generator=generator) for d in (8, 8, 5, 8))
+    h0 = torch.randn(sequences, 2, 8, 5, generator=generator)
+    g = (logsigmoid(z) / 4).masked_fill(torch.rand(z.shape, generator=generator) < resets, -INF)
     do, dht = torch.randn(v.shape, generator=generator), torch.randn(h0.shape, generator=generator)
     cu_seqlens = None if bounds is None else torch.tensor(bounds)
     inputs = (q, k, v, g, 0.3, h0, cu_seqlens)

@@ -82,11 +82,13 @@ def test_path_and_all_gradients(on_gpu_side, scheme, potential, decay):
 
 
 @pytest.mark.parametrize(
-    ("potential", "dim", "time"), [("modes", 1, 3), ("modes", 64, 1), ("modes", 70, 2), ("quartic", 32, 2)]
+    ("potential", "batch", "dim", "time"),
+    [("modes", 2, 1, 3), ("modes", 2, 64, 1), ("modes", 2, 70, 2), ("quartic", 2, 32, 2), ("quartic", 1, 5, 2)],
 )
-def test_sizes(on_gpu_side, potential, dim, time):
-    """One coordinate, a full block, two blocks, a full row of a chain; a single step."""
-    assert_equal(problem(potential, "scalar", 2, time, dim), "baoab")
+def test_sizes(on_gpu_side, potential, batch, dim, time):
+    """One coordinate, a full block, two blocks, a full row of a chain; a single step. One row, whose parameters are
+    not copied to more rows: nothing but NaN stands before its first coupling."""
+    assert_equal(problem(potential, "scalar", batch, time, dim), "baoab")
 
 
 @pytest.mark.parametrize("name", ["stiffness", "decay", "control"])

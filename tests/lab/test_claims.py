@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gated.lab import claims
-from gated.lab.claims import Ledger, Verdict, agree, all_of, decide, holds_if, not_decidable
+from gated.lab import claims, intervals
+from gated.lab.claims import Ledger, Verdict, across_processes, agree, all_of, decide, holds_if, not_decidable
 
 numbers = st.floats(-10, 10)
 
@@ -176,6 +176,37 @@ def test_stored_makes_the_full_run_once_and_reads_it_back(checkout, monkeypatch)
         claims.stored("gla", "recall", experiment, live, full | {"scale": 3.0})
 
 
+def test_what_made_several_results_is_told_together(checkout, monkeypatch):
+    monkeypatch.setenv("GATED_FULL", "1")
+    for name, seeds in {"a": [0, 1], "b": [0, 1], "c": [0, 1, 2]}.items():
+        claims.stored("gla", name, experiment, {"seeds": [0]}, {"seeds": seeds})
+    path = checkout / "book/_results/gla.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    for name, seconds in {"a": 3.0, "b": 4.0, "c": 90.0}.items():
+        entries[name]["duration_s"] = seconds
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    assert "; seeds [0, 1]; 3 s on " in str(claims.provenance("gla", "a"))
+    assert "; seeds [0, 1]; 7 s on " in str(claims.provenance("gla", "a", "b"))
+    assert "; seeds [0, 1] and [0, 1, 2]; 97 s on " in str(claims.provenance("gla", "a", "b", "c"))
+    entries["c"]["duration_s"] = 0.1  # it found finished runs
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    assert "; seeds [0, 1, 2]; on " in str(claims.provenance("gla", "c"))
+    assert claims.provenance("gla", "a", "c").arguments == {"a": {"seeds": [0, 1]}, "c": {"seeds": [0, 1, 2]}}
+    entries["b"]["machine"] = "another"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(ValueError, match="one command, machine and set of versions; 'b' differs"):
+        claims.provenance("gla", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [("0.1.0", "gated 0.1.0 (before its release), "), ("1.0.0", "gated 1.0.0, ")]
+)
+def test_a_stored_line_says_what_was_made_before_the_release(version, said):
+    versions = {"gated": version, "torch": "0.4"}
+    made = claims.Provenance({}, "make results-gla", 1.0, "one", [0], versions)
+    assert str(made) == f"stored; make results-gla; seeds [0]; 1 s on one; {said}torch 0.4"
+
+
 def test_stored_results_are_found_in_a_wheel_but_not_written_there(checkout, monkeypatch):
     monkeypatch.setenv("GATED_FULL", "1")
     claims.stored("gla", "recall", experiment, {"seeds": [0]}, {"seeds": [1]})
@@ -195,3 +226,12 @@ def test_an_interrupted_write_leaves_the_old_results(checkout, monkeypatch):
     assert [p.name for p in (checkout / "book/_results").iterdir()] == ["gla.json"]
     monkeypatch.delenv("GATED_FULL")
     assert claims.stored("gla", "a", experiment, {"seeds": [0]}, {"seeds": [1]})[1]["n"] == 1
+
+
+def test_a_ratio_of_times_is_known_to_a_tenth_across_processes(tool):
+    assert across_processes(1.0, 1.2) == pytest.approx((1 / 1.1, 1.32))
+    assert decide(across_processes(1.05, 1.09), better="above", than=1.0) is not Verdict.HOLDS
+    assert intervals.PROCESSES == tool("scoreboard").PROCESSES
+    for low, high in ((0.0, 1.0), (1.2, 1.0)):
+        with pytest.raises(ValueError, match="low and high must be positive"):
+            across_processes(low, high)

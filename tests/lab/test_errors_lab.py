@@ -68,6 +68,7 @@ def test_a_claim_has_one_row():
         (lambda: claims.paired_interval([1.0, 2.0], [1.0, 2.0, 3.0]), "a and b"),
         (lambda: claims.prediction_interval([1.0, 2.0], future=0), "future"),
         (lambda: claims.provenance("gla", "no such result"), "no such result"),
+        (lambda: claims.provenance("gla"), "names must hold at least one"),
         (lambda: bench.race({}), "cases"),
         (lambda: bench.race({"a": lambda: 0}, rounds=5), "rounds"),
         (lambda: bench.race({"a": lambda: 0}, uncompared={"a": "ours"}), "uncompared"),

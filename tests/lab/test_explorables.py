@@ -31,6 +31,7 @@ from gated.lab.explorables import (
     explorable,
     max_exponent,
 )
+from gated.lab.explorables.drawing import fixed
 
 WITH_DOTS = [GateExplorable, DecayExplorable]
 WITH_DATA = [DialExplorable, ExitsExplorable]
@@ -49,7 +50,7 @@ def plain(figure: type[Explorable]) -> Explorable:
 @pytest.mark.parametrize("figure", FIGURES)
 def test_the_static_picture_is_the_live_one(visit, figure):
     """Without JavaScript the SVG is there and visible, and JavaScript leaves every mark of it where it is."""
-    read = """() => [...document.querySelectorAll('.gx-figure svg *')].map((node) => [node.tagName,
+    read = """() => [...document.querySelectorAll('.gx-figure svg *, .gx-numbers dd')].map((node) => [node.tagName,
         ...['x', 'y', 'height', 'width', 'cy', 'y1', 'y2', 'fill', 'fill-opacity', 'points', 'd', 'transform',
             'visibility'].map((name) => {
             const value = node.getAttribute(name);
@@ -63,6 +64,18 @@ def test_the_static_picture_is_the_live_one(visit, figure):
     dead, live = visit(re.sub(r"<script>.*</script>", "", html, flags=re.S)), visit(html)
     assert live.locator("input").count() > 3
     assert difference(dead.evaluate(read), live.evaluate(read)) < 0.011
+
+
+def test_python_rounds_as_the_browser_does(visit):
+    """Also at ties, where Python's own format takes the even digit: the default router reads 12.5 %."""
+    numbers = [x / 8 for x in range(-80, 81)] + [12.5, 0.045, 1.005, 0.0, -0.0, -1e-4, 1e-30, 123456.5]
+    pairs = [(x, digits) for x in numbers for digits in (0, 1, 2, 3)]
+    page = visit(RouterExplorable().html())
+    said = page.evaluate("pairs => pairs.map(([x, digits]) => x.toFixed(digits))", pairs)
+    # a zero below zero does not arrive in the browser as one
+    assert [fixed(x, digits) for x, digits in pairs] == said
+    assert f"{12.5:.0f}" == "12" and page.locator("[data-slot=active]").text_content() == "0.75 (13 %)"
+    assert ">0.75 (13 %)<" in RouterExplorable().markup()
 
 
 def test_a_slider_answers_to_the_keyboard_and_the_mouse(visit):

@@ -533,3 +533,11 @@ def test_bad_settings_are_named(settings, argument):
 
 def test_the_deadline_is_the_doorways():
     assert int(play.door(0.0).deadline) == STEPS
+
+
+@pytest.mark.parametrize(("theme", "rim"), [("light", "rgba(0, 0, 0, 0.533)"), ("dark", "none")])
+def test_numbers_on_the_agents_have_a_dark_rim_where_they_are_white(visit, theme, rim):
+    """Without the book's style sheet, as in a notebook; the theme's own dark words need none."""
+    page = visit(BarrierExplorable(**DOOR).html(), theme=theme)
+    styles = page.locator("[data-disc] text").evaluate_all("all => all.map(e => getComputedStyle(e).stroke)")
+    assert styles == [rim, rim]

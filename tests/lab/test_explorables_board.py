@@ -206,6 +206,7 @@ def test_an_entry_is_let_in_and_out(visit):
     assert shown(page)["graph"][5] == "000010"
     page.keyboard.press("ArrowRight")
     assert page.locator("[data-pick='31']").evaluate("node => node === document.activeElement")
+    assert page.locator("[data-pick='31']").evaluate("node => getComputedStyle(node).outline").endswith("solid 2px")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Space")
     v = shown(page)

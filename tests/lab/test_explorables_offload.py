@@ -26,3 +26,12 @@ def test_the_offload_figure_knows_the_papers_machines(visit):
     page.locator("input[data-key=block]").focus()
     page.keyboard.press("ArrowRight")  # no longer the authors' machine
     assert shown(page)["preset"] == "" and page.locator("[data-measured][visibility=visible]").count() == 0
+
+
+def test_no_label_or_sentence_has_raw_tex(visit):
+    page = visit(OffloadExplorable().html())
+    for name in PRESETS:
+        page.get_by_role("button", name=name, exact=True).click()
+        assert "_" not in page.locator(".gx").inner_text()
+    assert page.locator(".gx sub").all_text_contents() == ["d", "d"]
+    assert page.get_by_label("Dense Td, ms").count() == 1

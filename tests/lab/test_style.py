@@ -129,8 +129,33 @@ def test_a_table_reads_in_every_form():
     table = style.Table(("Model", "Loss"), rows, caption="Losses")
     assert str(table) == "Losses\nModel      Loss\na<b        0.5\nlong name  12"
     html = table._repr_mimebundle_()["text/html"]
-    root = ET.fromstring(html[html.index("<table") :])
+    root = ET.fromstring(html[html.index("<div") :])
     rows = [[cell.text for cell in tr] for tr in root.iter("tr")]
     assert rows == [["Model", "Loss"], ["a<b", "0.5"], ["long name", "12"]]
     assert [td.get("data-label") for td in root.iter("td")] == ["Model", "Loss"] * 2
     assert set(re.findall(r"#[0-9a-f]{3,8}\b|rgb", html)) == {"#80808059"}  # a veil of grey; else the page's colours
+
+
+def test_a_wide_table_scrolls_below_a_caption_that_does_not(visit):
+    table = style.Table([f"column{i}" for i in range(12)], [["unbreakable"] * 12], caption="whole words " * 20)
+    page = visit(table.html(), width=700)
+    wide, shown = page.locator(".gated-wide").evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert wide > shown > 600
+    page.locator(".gated-wide").evaluate("e => e.scrollLeft = e.scrollWidth")
+    box = page.locator("caption").bounding_box()
+    assert box["x"] >= 8 and box["x"] + box["width"] <= 8 + shown + 1
+
+
+def test_on_a_phone_an_empty_cell_has_no_label(visit):
+    page = visit(style.Table(("Case", "Peer"), [("a", ""), ("b", "torch")]).html(), width=375)
+    assert page.locator("td:visible").all_text_contents() == ["a", "b", "torch"]
+
+
+def test_white_words_on_marks_have_a_dark_rim_wherever_they_are_shown(visit):
+    with style.look():
+        fig, ax = plt.subplots()
+        ax.text(0.5, 0.5, "on a mark", color="white")
+        ax.text(0.5, 0.2, "on the page")
+    page = visit(style.show(fig, "a word on a mark")._repr_mimebundle_()["text/html"])
+    rims = {e.text_content(): e.evaluate("e => getComputedStyle(e).paintOrder") for e in page.locator("text").all()}
+    assert rims["on a mark"] == "stroke" and rims["on the page"] == "normal"

@@ -162,7 +162,9 @@ def test_density_along_the_flow_by_moments():
         z, v = langevin_step(lambda z: 2.0 * z, z, v, noise, step=h, decay=decay, scale=exact_noise(decay))
     cloud = torch.cat([z, v], 1)
     # kernel density of the cloud is the density of the law widened by the kernel
-    width, points = 0.15, later.sample((5,))
+    angle = 2 * math.pi * torch.arange(5, dtype=DOUBLE) / 5
+    circle = torch.stack([angle.cos(), angle.sin()], 1)  # far out there are too few particles to count
+    width, points = 0.15, later.mean + circle @ torch.linalg.cholesky(later.covariance_matrix).mT
     kernel = MultivariateNormal(torch.zeros(2, dtype=DOUBLE), width**2 * torch.eye(2, dtype=DOUBLE))
     estimate = torch.stack([kernel.log_prob(p - cloud).exp().mean().log() for p in points])
     widened = MultivariateNormal(later.mean, later.covariance_matrix + width**2 * torch.eye(2, dtype=DOUBLE))

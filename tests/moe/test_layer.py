@@ -233,6 +233,8 @@ def test_state_dict_and_what_it_prints():
     assert set(layer.state_dict()) == {"gate.score.weight", "experts.up", "experts.down"}
     assert "sorted_dispatch" in repr(layer)
     assert "5 experts, 6 -> 8 -> 6, gelu" in repr(layer)
+    assert "self." not in repr(moe.FFNExperts(N, D, H, gated=True))
+    assert "5 experts, 6 -> 8 -> 6, relu, gated=True" in repr(moe.FFNExperts(N, D, H, gated=True))
     assert "factor=0.5" in repr(layer_of("limited"))
 
 

@@ -121,6 +121,7 @@ def test_class_k_is_what_it_says():
     assert torch.allclose(class_k(h, 3.0), 3 * h)
     assert torch.allclose(class_k(h, 3.0, 3), 3 * h**3)
     assert torch.allclose(class_k(h, 3.0, 3, 0.1), torch.tensor([-1.0, 0, 0.024, 20.0], dtype=F64))
+    assert all(torch.equal(class_k(h, 3.0, eta).sign(), h.sign()) for eta in (1, 3, 5))
 
 
 @pytest.mark.parametrize(("eta", "kind"), [(1, "obstacle"), (3, "obstacle"), (1, "agent")])

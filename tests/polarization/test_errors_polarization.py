@@ -55,6 +55,11 @@ def test_losses_name_the_argument():
     for cost in ([1.0, 1.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, torch.nan, 1.0], [1.0, torch.inf, 1.0]):
         with pytest.raises(ValueError, match="cost must"):
             activation_loss(gates, torch.tensor(cost))
+        with pytest.raises(ValueError, match="cost must"):
+            activation_loss(gates, cost)
+    for cost in (["a", "b", "c"], "abc", 3.0, [True, True, True]):
+        with pytest.raises(ValueError, match="cost must be a tensor or a sequence of numbers"):
+            activation_loss(gates, cost)
     for target in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"target must be a number in \[0, 1\]"):
             activation_loss(gates, target=target)

@@ -9,8 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gated.backbones import ResNet
 from gated.gates import binary_gate, gumbel_sigmoid_gate
-from gated.polarization import activation_loss, decomposition, polarization_loss, target_rate_loss
+from gated.polarization import (
+    activation_loss,
+    costs,
+    decomposition,
+    freeze_pattern,
+    polarization_loss,
+    target_rate_loss,
+)
 from gated.polarization.theory import (
     dissent_from_polarization,
     exact_gradient,
@@ -104,7 +112,26 @@ def test_activation_loss_weighs_gates_and_meets_a_target():
     assert activation_loss(gates).item() == pytest.approx(2 / 3)
     assert activation_loss(gates, cost).item() == pytest.approx((1 + 1 + 2.5) / 8)
     assert activation_loss(gates, cost, target=0.5).item() == pytest.approx((4.5 / 8 - 0.5) ** 2)
+    assert activation_loss(gates, (1, 2, 5)) == activation_loss(gates, [1.0, 2.0, 5.0]) == activation_loss(gates, cost)
     assert activation_loss(torch.ones(2, 3), cost, target=1) == activation_loss(torch.zeros(2, 3), cost, target=0) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_holds_a_networks_costs(dtype):
+    macs = costs(ResNet((1, 1, 1), (16, 32, 64), in_channels=3, num_classes=10), 32, 32).macs
+    assert max(macs) > torch.finfo(torch.float16).max
+    gates = torch.rand(70_000, 3, generator=generator()).to(dtype)
+    for loss in (
+        lambda g: activation_loss(g, macs),
+        lambda g: activation_loss(g, torch.tensor(macs, dtype=torch.float32), 0.3),
+        polarization_loss,
+        lambda g: target_rate_loss(g, 0.2),
+        lambda g: decomposition(g).total.mean(),
+    ):
+        found, exact = loss(gates), loss(gates.double())
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert torch.equal(freeze_pattern(gates[0], 0.45, macs), freeze_pattern(gates[0].double(), 0.45, macs))
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=2), min_size=1, max_size=6), st.floats(0, 1))

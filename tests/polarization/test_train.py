@@ -70,6 +70,18 @@ def test_a_step_is_a_step_on_the_sum_of_the_three_losses():
     assert torch.allclose(torch.stack(parts), torch.stack([task, act, pol, torch.ones(())]), atol=1e-6)
 
 
+def test_a_step_in_half_precision_counts_multiply_adds():
+    net = ResNet((1, 1), (32, 64), in_channels=3, num_classes=2)
+    model, macs = GatedResNet(net), costs(net, 32, 32).macs
+    x, y = torch.randn(4, 3, 32, 32, generator=generator()), torch.tensor([0, 1, 1, 0])
+    with torch.autocast("cpu", torch.float16):
+        output = model(x)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        parts = train_step(model, optimizer, x, y, activation=1.0, polarization=1.0, cost=macs, target=0.5)
+    assert max(macs) > torch.finfo(torch.float16).max
+    assert parts[1].item() == pytest.approx(activation_loss(output.probability.double(), macs, 0.5).item(), abs=1e-3)
+
+
 @pytest.mark.parametrize("soft", [True, False])
 def test_the_gates_losses_reach_the_gates(soft):
     model = small(bias=0.2)

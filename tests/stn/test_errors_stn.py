@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from gated.kernels.topk_gate import topk_gate
 from gated.stn import (
     Hyperparameter,
     Hyperparameters,
@@ -176,6 +177,25 @@ def test_the_call():
         model(torch.zeros(5, 2))
     with pytest.raises(ValueError, match="raw must be given"):
         model.net[1](torch.zeros(5, 3))  # nothing is left behind by a call that failed
+
+
+class Routed(nn.Module):
+    """Scores, of which an operator without forward mode keeps the softmax of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return topk_gate(self.scores(x), 2).weights
+
+
+def test_linearised_says_what_has_no_forward_mode():
+    model = selftune(Routed(), hyper(), centred=True)
+    x, raw = torch.ones(5, 3), torch.ones(5, 2)
+    assert model(x, raw).shape == (5, 2)
+    with pytest.raises(NotImplementedError, match=r"^topk_gate has no forward-mode derivative"):
+        model.linearised(x, raw)
 
 
 @pytest.mark.parametrize("bad", [-0.1, NAN, INF])

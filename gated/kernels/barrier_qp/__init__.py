@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gated.kernels._forward_mode import refuse_tangents
 from gated.kernels.barrier_qp import cpu, inductor
 from gated.kernels.barrier_qp.reference import naive_barrier_qp
 
@@ -69,8 +70,8 @@ def barrier_qp(
     """Solves every problem of the batch exactly; gradients of u and of the value reach a, b, c, d and nominal.
 
     Args:
-        a, b: rows a_l.u >= b_l, of any length; 0 rows will do. A row a = 0 (|a|^2 below the smallest normal number)
-            is fulfilled by every u if b <= 0 (fill up with b = -1), and by none otherwise.
+        a, b: rows a_l.u >= b_l, of any length that is a finite number; 0 rows will do. A row a = 0 is fulfilled by
+            every u if b <= 0 (fill up with b = -1), and by none otherwise.
         limit: bound on |u_x| and |u_y|, above 0. As active rows u_x >= -limit, u_x <= limit, u_y >= -limit and
             u_y <= limit have the numbers rows, rows + 1, rows + 2 and rows + 3.
         c, d: the wish c.u + d <= 0, both or neither.
@@ -88,6 +89,7 @@ def barrier_qp(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, c without d, xi or limit out of range; float64 on a
             GPU; on a CPU also NaN and infinite values.
+        NotImplementedError: a forward-mode derivative is asked for; `naive_barrier_qp` has one.
 
     First order only: a second derivative is an error. A kink (a row that just touches the optimum) takes the
     derivative of one side.
@@ -98,6 +100,7 @@ def barrier_qp(
         [0.5, 0.25]
     """
     _check({"a": a, "b": b, "c": c, "d": d, "nominal": nominal}, limit, xi)
+    refuse_tangents("barrier_qp", "naive_barrier_qp", a, b, c, d, nominal)
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     lead, m = a.shape[:-2], a.shape[-2]
     zero = a.new_zeros((), dtype=dtype)

@@ -32,6 +32,27 @@ def tolerance(dtype: torch.dtype | np.dtype) -> float:
     return 1e-9 if dtype in (torch.float64, np.float64) else 1e-5
 
 
+def powers(dtype: torch.dtype | np.dtype) -> tuple[int, int, int]:
+    """The bits of a float's exponent, and those of the smallest power of two and of the largest that are used.
+
+    A row times the power of two that brings its longer entry to [1, 2), or into [2^-52, 4) at the ends of the floats'
+    range, has a square that neither over- nor underflows, and such a product is exact. For an exponent with the bits
+    e that power has the bits ~e, less the smallest ones.
+    """
+    fraction, all_ones = (52, 2047) if dtype in (torch.float64, np.float64) else (23, 255)
+    return all_ones << fraction, 1 << fraction, (all_ones - 2) << fraction
+
+
+def _power(x: Array, y: Array) -> Array:
+    """The power of two by which to multiply rows (x, y)."""
+    exponent, low, high = powers(x.dtype)
+    bits = np.maximum(np.abs(x), np.abs(y)).view(f"i{x.itemsize}")
+    np.invert(bits, out=bits)
+    bits &= exponent
+    bits -= low
+    return np.minimum(np.maximum(bits, low, out=bits), high, out=bits).view(x.dtype)
+
+
 class _Cost(NamedTuple):
     """|u - w|^2 + xi max(0, c.u + d)^2, each of them [problems]."""
 
@@ -108,7 +129,11 @@ def unit_rows(a: Tensor, b: Tensor, limit: float) -> Array:
     x, y, beta = rows[:, :m]
     size = x * x
     size += y * y
-    size += torch.finfo(a.dtype).tiny
+    tiny = np.finfo(size.dtype).tiny
+    if not (tiny <= size.min(initial=1) and size.max(initial=1) < np.inf):
+        rows[:, :m] *= _power(x, y)
+        size = x * x + y * y
+    np.maximum(size, tiny, out=size)  # a row a = 0
     np.divide(1, np.sqrt(size, out=size), out=size)
     x *= size
     y *= size
@@ -225,6 +250,7 @@ def _enumerate(rows: Array, cost: _Cost, limit: float) -> tuple[Array, ...]:
     return x, y, k, j, feasible
 
 
+@np.errstate(divide="ignore", over="ignore", invalid="ignore")  # of what is thrown away: a row a = 0 has no line
 def backward(
     a: Tensor, b: Tensor, c: Tensor, d: Tensor, w: Tensor, u: Tensor, active: Tensor, du: Tensor, xi: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -241,6 +267,8 @@ def backward(
     one, two = k >= 0, j >= 0
     at = [2 * np.where(row < m, place + row, count * m + row - m) * there for row, there in ((k, one), (j, two))]
     kx, ky, jx, jy = (table.take(start + side) for start in at for side in (0, 1))
+    of_k, of_j = _power(kx, ky), _power(jx, jy)
+    kx, ky, jx, jy = kx * of_k, ky * of_k, jx * of_j, jy * of_j
     size = kx * kx + ky * ky
     turn = kx * jy - ky * jx
     two &= turn * turn > tolerance(a.dtype) ** 2 * size * (jx * jx + jy * jy)  # parallel rows hold u like one
@@ -258,10 +286,10 @@ def backward(
 
     da, db = (np.zeros((count * m + 1, *y), far.dtype) for y in ((2,), ()))  # the last row for what is not active
     nx, ny, mx, my = gx - yx - yc * cx, gy - yy - yc * cy, ux - wx + over * cx, uy - wy + over * cy
-    for row, there, qx, qy in ((k, one, jx, jy), (j, two, -kx, -ky)):
+    for row, there, power, qx, qy in ((k, one, of_k, jx, jy), (j, two, of_j, -kx, -ky)):
         nu, mu = (nx * qy - ny * qx) / det, (mx * qy - my * qx) / det
         to = np.where(there & (row < m), place + row, count * m)
-        da[to, 0], da[to, 1], db[to] = mu * yx - nu * ux, mu * yy - nu * uy, nu
+        da[to, 0], da[to, 1], db[to] = (mu * yx - nu * ux) * power, (mu * yy - nu * uy) * power, nu * power
     dc, dw = np.stack([-over * yx - yc * ux, -over * yy - yc * uy], 1), np.stack([yx, yy], 1)
     da, db = da[:-1].reshape(count, m, 2), db[:-1].reshape(count, m)
     of_a, of_b, of_c, of_d, of_w = (torch.from_numpy(y) for y in (da, db, dc, -yc, dw))

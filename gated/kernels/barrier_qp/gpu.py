@@ -15,11 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gated.kernels.barrier_qp.cpu import tolerance
+from gated.kernels.barrier_qp.cpu import powers, tolerance
 
 SLACK = tl.constexpr(tolerance(torch.float32) / 4)
 STEEPEST = tl.constexpr(4 / tolerance(torch.float32))
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+EXPONENT, LEAST, MOST = (tl.constexpr(bits) for bits in powers(torch.float32))
 
 
 @triton.jit
@@ -34,6 +35,15 @@ def _pair(pointer, p, inside):
     """Both columns of [P, 2] at the problems p, each [problems, 1]."""
     x = tl.load(pointer + 2 * p, mask=inside, other=0.0)
     return x[:, None], tl.load(pointer + 2 * p + 1, mask=inside, other=0.0)[:, None]
+
+
+@triton.jit
+@no_type_check
+def _power(x, y):
+    """The power of two by which to multiply rows (x, y), as in cpu.py."""
+    longest = tl.maximum(tl.abs(x), tl.abs(y))
+    bits = (~longest.to(tl.int32, bitcast=True) & EXPONENT) - LEAST
+    return tl.where(longest > 0, tl.minimum(tl.maximum(bits, LEAST), MOST).to(tl.float32, bitcast=True), 1.0)
 
 
 @triton.jit
@@ -75,9 +85,11 @@ def _solve(a, b, c, d, w, u, value, active, feasible, xi, limit, P,
     at, given = p[:, None] * M + i[None, :], inside[:, None] & (i < M)[None, :]
     nx = tl.load(a + 2 * at, mask=given, other=0.0)
     ny = tl.load(a + 2 * at + 1, mask=given, other=0.0)
+    power = _power(nx, ny)
+    nx, ny = nx * power, ny * power
     size = tl.sqrt(tl.maximum(nx * nx + ny * ny, TINY))
     nx, ny = nx / size, ny / size
-    beta = tl.load(b + at, mask=given, other=-1.0) / size
+    beta = tl.load(b + at, mask=given, other=-1.0) * power / size
     beta = tl.minimum(tl.maximum(beta, -4 * limit), 4 * limit)
     box = i[None, :] - M  # the limits, and nothing beyond them
     nx = tl.where(box == 0, 1.0, tl.where(box == 1, -1.0, nx))
@@ -160,6 +172,8 @@ def _adjoint(a, c, d, w, u, active, du, da, db, dc, dd, dw, xi, P,
     cx, cy = tl.load(c + 2 * p, mask=inside, other=0.0), tl.load(c + 2 * p + 1, mask=inside, other=0.0)
     wx, wy = tl.load(w + 2 * p, mask=inside, other=0.0), tl.load(w + 2 * p + 1, mask=inside, other=0.0)
     over = tl.load(d + p, mask=inside, other=0.0) + cx * ux + cy * uy
+    of_k, of_j = _power(kx, ky), _power(jx, jy)
+    kx, ky, jx, jy = kx * of_k, ky * of_k, jx * of_j, jy * of_j
 
     det, one = kx * jy - ky * jx, k >= 0
     two = (j >= 0) & (tl.abs(det) > tl.sqrt((kx * kx + ky * ky) * (jx * jx + jy * jy)) * SLACK)
@@ -185,12 +199,13 @@ def _adjoint(a, c, d, w, u, active, du, da, db, dc, dd, dw, xi, P,
     tl.store(dd + p, -yc, mask=inside)
 
     first, second = i[None, :] == k[:, None], i[None, :] == j[:, None]
+    power = tl.where(first, of_k[:, None], tl.where(second, of_j[:, None], 0.0))
     nu = tl.where(first, nu_k[:, None], tl.where(second, nu_j[:, None], 0.0))
     mu = tl.where(first, mu_k[:, None], tl.where(second, mu_j[:, None], 0.0))
     at, given = p[:, None] * M + i[None, :], inside[:, None] & (i < M)[None, :]
-    tl.store(da + 2 * at, mu * yx[:, None] - nu * ux[:, None], mask=given)
-    tl.store(da + 2 * at + 1, mu * yy[:, None] - nu * uy[:, None], mask=given)
-    tl.store(db + at, nu, mask=given)
+    tl.store(da + 2 * at, (mu * yx[:, None] - nu * ux[:, None]) * power, mask=given)
+    tl.store(da + 2 * at + 1, (mu * yy[:, None] - nu * uy[:, None]) * power, mask=given)
+    tl.store(db + at, nu * power, mask=given)
 
 
 def plan(kernel: str, M: int) -> dict[str, int]:

@@ -39,6 +39,8 @@ def _optimum(table: Tensor, numbers: Tensor) -> list[Tensor]:
     one, none = zero + 1, zero - 1
     reach, tolerance = 2 * limit, cpu.tolerance(d.dtype)
     tiny, steepest, slack = torch.finfo(d.dtype).tiny, 4 / tolerance, tolerance / 2 * limit
+    exponent, least, most = cpu.powers(d.dtype)
+    integer = torch.int64 if d.dtype == torch.float64 else torch.int32
 
     def wish(x: Tensor, y: Tensor) -> Tensor:
         return (cx * x + cy * y + d).relu()
@@ -59,12 +61,11 @@ def _optimum(table: Tensor, numbers: Tensor) -> list[Tensor]:
     earlier: list[tuple[Tensor, Tensor, Tensor]] = []
     for i in range(m):
         nx, ny = table[i], table[m + i]
-        size = one / (nx * nx + ny * ny + tiny).sqrt()
-        nx, ny, beta = (
-            nx * size,
-            ny * size,
-            torch.minimum(torch.maximum(table[2 * m + i] * size, -2 * reach), 2 * reach),
-        )
+        bits = torch.maximum(nx.abs(), ny.abs()).view(integer)
+        power = ((~bits & exponent) - least).clamp(least, most).view(d.dtype)
+        nx, ny, beta = nx * power, ny * power, table[2 * m + i] * power
+        size = one / (nx * nx + ny * ny).clamp_min(tiny).sqrt()
+        nx, ny, beta = nx * size, ny * size, torch.minimum(torch.maximum(beta * size, -2 * reach), 2 * reach)
         start_x, start_y = beta * nx + reach * ny, beta * ny - reach * nx
         t = (wy - start_y) * nx - (wx - start_x) * ny
         rise = cy * nx - cx * ny
@@ -75,19 +76,19 @@ def _optimum(table: Tensor, numbers: Tensor) -> list[Tensor]:
         for number, slope, at in ((m, -ny, start_x), (m + 2, nx, start_y)):
             turned, lower, upper, reached = slope < 0, -limit - at, at - limit, 2 * reach * slope.abs()
             give, which = (one / slope).abs().clamp_max(steepest), torch.where(turned, number + 1.0, zero + number)
-            least = torch.where(turned, upper, lower) * give
-            most = 2 * reach - (torch.where(turned, lower, upper) + reached) * give
-            bounds.append((least, most, give, -give, which, 2 * number + 1 - which))
+            first = torch.where(turned, upper, lower) * give
+            last = 2 * reach - (torch.where(turned, lower, upper) + reached) * give
+            bounds.append((first, last, give, -give, which, 2 * number + 1 - which))
         for number, (qx, qy, far) in enumerate(earlier):
             s, missing = qy * nx - qx * ny, far - qx * start_x - qy * start_y
             up, down = (one / s).clamp(0, steepest), (one / s).clamp(-steepest, 0)
-            most = 2 * reach + (missing - 2 * reach * s) * down
-            bounds.append((missing * up, most, up, down, float(number), float(number)))
+            last = 2 * reach + (missing - 2 * reach * s) * down
+            bounds.append((missing * up, last, up, down, float(number), float(number)))
         low, high, before, after, rising, falling = zero, zero + 2 * reach, none, none, zero, zero
-        for least, most, up, down, lower, upper in bounds:
-            later, sooner = least > low, most < high
-            low, before, rising = (torch.where(later, *y) for y in ((least, low), (lower, before), (up, rising)))
-            high, after, falling = (torch.where(sooner, *y) for y in ((most, high), (upper, after), (down, falling)))
+        for first, last, up, down, lower, upper in bounds:
+            later, sooner = first > low, last < high
+            low, before, rising = (torch.where(later, *y) for y in ((first, low), (lower, before), (up, rising)))
+            high, after, falling = (torch.where(sooner, *y) for y in ((last, high), (upper, after), (down, falling)))
         broken = beta - nx * x - ny * y > 0
         early, late = t < low, t > high
         t = torch.where(early, low, torch.where(late, high, t))

@@ -39,8 +39,10 @@ def naive_barrier_qp(
     b = torch.cat([b, b.new_full((len(b), 4), -limit)], 1)
     b, d = b - (a @ w[..., None]).squeeze(-1), d + (c * w).sum(-1)  # v = u - w from here on
 
+    longest = a.detach().abs().amax(-1)
+    real = longest > 0
+    a, b = a / torch.where(real, longest, 1)[..., None], b / torch.where(real, longest, 1)  # no square leaves the range
     length = a.norm(dim=-1)
-    real = length > 0
     square = torch.where(real, length, 1) ** 2
     flat = 1 + xi * (c * c).sum(-1)
     free = torch.where(d[:, None] > 0, -(xi * d / flat)[:, None] * c, 0)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import register_flop_formula
 
+from gated.kernels._forward_mode import refuse_tangents
 from gated.kernels.gla import cpu
 from gated.kernels.gla.packing import Packing, checked_bounds, sequences
 from gated.kernels.gla.reference import naive_recurrent_gla
@@ -66,6 +67,7 @@ def chunk_gla(
         ValueError: wrong rank, shape, dtype or device; an empty sequence; bounds that do not cover T; on a CPU also
             a positive or NaN gate and NaN anywhere else. (On a GPU the values are not looked at: that would make
             every call wait for the device.)
+        NotImplementedError: a forward-mode derivative is asked for; `naive_recurrent_gla` has one.
 
     Gradients reach q, k, v, g and initial_state, from the outputs and from the final state: reverse mode, first
     order. The backward stores one state a segment of chunks and computes the rest again.
@@ -97,8 +99,9 @@ def fused_recurrent_gla(
 ) -> tuple[Float[Tensor, "batch time heads value"], Float[Tensor, "sequences heads key value"] | None]:
     """Gated linear attention a step at a time: the form for decoding and very short sequences.
 
-    Arguments, results and errors are those of `chunk_gla`, and so are the gradients (its backward is used); besides:
+    Arguments, results and errors are those of `chunk_gla`, and so are the gradients (its backward is used).
 
+    Args:
         gk: log of the key gate (`g` of `chunk_gla`); None means no decay.
         gv: log of a value gate β: S_t = (α_tᵀ β_t) ⊙ S_{t-1} + k_tᵀ v_t. The paper fixes β = 1. A call with value
             gates runs the reference loop, for short sequences only.
@@ -136,6 +139,9 @@ def _run(form, q, k, v, g, scale, initial_state, output_final_state, cu_seqlens)
     # Where nothing is recorded the operator's dispatch is left out: decoding calls this once a token and layer.
     watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     plain = type(q) is Tensor and q.is_cpu and not watched
+    if form == "chunk" or not plain:  # the plain recurrence is PyTorch's operators alone, which have that derivative
+        name = "chunk_gla" if form == "chunk" else "fused_recurrent_gla"
+        refuse_tangents(name, "naive_recurrent_gla", q, k, v, g, initial_state)
     o, state, _ = (_gla_cpu if plain else torch.ops.gated.gla)(q, k, v, g, scale, initial_state, cu_seqlens, form)
     return o, (state if output_final_state else None)
 

@@ -90,7 +90,7 @@ class _Ladder(NamedTuple):
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, g: Tensor, chunk: int) -> _Chunks:
     heads, leaf = q.shape[2], _leaf(g := rearrange(g, "b (n c) h d -> b n c (h d)", c=chunk))
-    if leaf < chunk:
+    if leaf < chunk or chunk == 1:  # gates beyond RANGE, −∞ among them; those of a single step were not looked at
         g = g.clamp_min(FLOOR)
     exponents = (_sums(chunk, leaf, g.dtype) @ g).exp_()
     exponents = rearrange(exponents, "b n c (h d) -> b n c h d", h=heads)

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.kernels._forward_mode import refuse_tangents
 from gated.kernels.gmoe_em import cpu
 from gated.kernels.gmoe_em.activations import ACTIVATIONS, Activation, ActivationName
 from gated.kernels.gmoe_em.layout import Statistics, sizes, unpack
@@ -69,6 +70,7 @@ def gmoe_em(
     Raises:
         ValueError: shapes that do not fit together, top_k out of range, an unknown rank or activation; on a CPU also
             parameters that are not finite and a variance or tau that is not positive.
+        NotImplementedError: a forward-mode derivative is asked for; `naive_gmoe_em` has one.
 
     Example:
         >>> x = torch.randn(100, 2)
@@ -107,6 +109,7 @@ def gmoe_em(
         raise ValueError(f"rank must be one of {_RANKS}; got {rank!r}")
     if activation not in get_args(ActivationName):
         raise ValueError(f"activation must be one of {get_args(ActivationName)}; got {activation!r}")
+    refuse_tangents("gmoe_em", "naive_gmoe_em", x, y, *parameters)
     parameters = [p.detach().to(x.dtype) for p in parameters]
     flat = _gmoe_em(x, y, count, segment, segments, *parameters, top_k or k, rank, activation, compiled)
     return unpack(flat, k, d, tau.detach().double())

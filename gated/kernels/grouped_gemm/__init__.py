@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from gated.kernels._forward_mode import refuse_tangents
 from gated.kernels.grouped_gemm import cpu
 from gated.kernels.grouped_gemm.reference import naive_grouped_gemm
 
@@ -61,6 +62,7 @@ def grouped_gemm(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; on a CPU also offsets that do not run from 0 to rows or
             that fall. (On a GPU their values are not looked at: that would make every call wait for the device.)
+        NotImplementedError: a forward-mode derivative is asked for; `naive_grouped_gemm` has one.
 
     Example:
         >>> x = torch.ones(3, 2)
@@ -69,6 +71,7 @@ def grouped_gemm(
         [[1.0, 1.0], [5.0, 5.0], [5.0, 5.0]]
     """
     _check(x, weight, offsets, row_weight)
+    refuse_tangents("grouped_gemm", "naive_grouped_gemm", x, weight, row_weight)
     return _gemm(x, weight, offsets, row_weight)
 
 

@@ -39,6 +39,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gated.kernels._forward_mode import refuse_tangents
 from gated.kernels.langevin_scan import cpu, inductor
 from gated.kernels.langevin_scan.reference import lattice_force, naive_langevin_scan
 
@@ -88,6 +89,7 @@ def langevin_scan(
             that differs between coordinates. On a CPU also values out of range, NaN, an H that is not symmetric,
             and, but for "released", a step that is not below 2 / omega_max, with omega_max^2 the largest
             eigenvalue of the linear part; for the quartic, a path that leaves the floats' range.
+        NotImplementedError: a forward-mode derivative is asked for; `naive_langevin_scan` has one.
 
     Gradients reach every tensor; that of H is the one of g = z H, which is not symmetric. They are infinite where
     sigma is the root of 0: at a decay of 1 or a temperature of 0, as tensors that require a gradient.
@@ -102,6 +104,7 @@ def langevin_scan(
     given = {"z0": z0, "v0": v0, "noise": noise, "control": control}
     given |= {"stiffness": stiffness, "coupling": coupling, "quartic": quartic}
     _check(given, step, decay, temperature, scheme)
+    refuse_tangents("langevin_scan", "naive_langevin_scan", *given.values())
     dtype = torch.float64 if z0.dtype == torch.float64 else torch.float32
     (batch, time, dim), dense = noise.shape, stiffness.dim() == 2
     a = decay.to(dtype) if isinstance(decay, Tensor) else decay

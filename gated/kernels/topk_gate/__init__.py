@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from gated.kernels._forward_mode import refuse_tangents
 from gated.kernels.topk_gate import cpu
 from gated.kernels.topk_gate.reference import naive_topk_gate
 
@@ -63,6 +64,7 @@ def topk_gate(logits: Float[Tensor, "tokens experts"], k: int, *, renormalise: b
     Raises:
         ValueError: wrong rank or dtype, k out of range; on a CPU also NaN or +inf. (On a GPU the values are not looked
             at: that would make every call wait for the device.)
+        NotImplementedError: a forward-mode derivative is asked for; `naive_topk_gate` has one.
 
     Example:
         >>> taken = topk_gate(torch.tensor([[0.0, 1.0, 1.0]]), k=2)
@@ -76,6 +78,7 @@ def topk_gate(logits: Float[Tensor, "tokens experts"], k: int, *, renormalise: b
         raise ValueError("logits is float64 on a GPU, whose kernels compute in float32; use .float(), or .cpu()")
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= logits.shape[1]:
         raise ValueError(f"k must be an integer in 1..{logits.shape[1]}, the number of experts; got {k}")
+    refuse_tangents("topk_gate", "naive_topk_gate", logits)
     return TopK(*_topk_gate(logits, k, renormalise))
 
 

@@ -14,7 +14,7 @@ from gated.lab.explorables import barrier_marks as art
 from gated.lab.explorables import barrier_scene as play
 from gated.lab.explorables import drawing as draw
 from gated.lab.explorables.barrier_scene import JAM, SIGMAS, STEPS
-from gated.lab.explorables.drawing import formula, frac, row, sup, tag
+from gated.lab.explorables.drawing import fixed, formula, frac, row, sup, tag
 from gated.lab.explorables.explorable import Explorable
 from gated.online_cbf.filter import SafetyFilter
 
@@ -218,10 +218,10 @@ class BarrierExplorable(Explorable):
                 "collisions": ("Collisions in all of the map", str(self.constants["collisions"][which])),
             }),
             "braking": draw.readings({
-                "peak": ("Peak demand ζ v₀ / e", f"{stop['peak']:.3f}"),
-                "brake": ("The brakes give uₘₐₓ", f"{s['brake']:.2f}"),
-                "threshold": ("Feasible up to ζ = e uₘₐₓ / v₀", f"{stop['threshold']:.2f}"),
-                "start": ("Braking begins at gap 2 v₀ / ζ", f"{stop['start']:.2f}"), "end": ("In the end", _end(stop)),
+                "peak": ("Peak demand ζ v₀ / e", fixed(stop["peak"], 3)),
+                "brake": ("The brakes give uₘₐₓ", fixed(s["brake"], 2)),
+                "threshold": ("Feasible up to ζ = e uₘₐₓ / v₀", fixed(stop["threshold"], 2)),
+                "start": ("Braking begins at gap 2 v₀ / ζ", fixed(stop["start"], 2)), "end": ("In the end", _end(stop)),
             }),
         }  # fmt: skip
         order = sorted(VIEWS, key=lambda one: one != view)  # what is shown comes first
@@ -276,7 +276,7 @@ def _list(numbers: Sequence[float | int]) -> str:
 
 
 def _fixed(x: float | int) -> str:
-    return f"{x + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
+    return fixed(x, 2).replace("-0.00", "0.00").replace("-", "−")
 
 
 def _pair(v: dict[str, Any], i: int) -> str:
@@ -297,8 +297,8 @@ def _arrival(v: dict[str, Any]) -> str:
 
 
 def _gap(gap: float | int) -> str:
-    return f"{gap + 0.0:.3f}".replace("-0.000", "0.000").replace("-", "−")
+    return fixed(gap, 3).replace("-0.000", "0.000").replace("-", "−")
 
 
 def _end(v: dict[str, Any]) -> str:
-    return f"hits the wall at {v['hit']:.2f}" if v["kind"] == "hit" else "stops before the wall"
+    return f"hits the wall at {fixed(v['hit'], 2)}" if v["kind"] == "hit" else "stops before the wall"

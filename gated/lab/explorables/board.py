@@ -17,7 +17,7 @@ from gated.lab.explorables import board_marks as art
 from gated.lab.explorables import board_run as play
 from gated.lab.explorables import drawing as draw
 from gated.lab.explorables.board_run import AGENTS, KINDS, LIMIT, SIZE
-from gated.lab.explorables.drawing import formula, tag
+from gated.lab.explorables.drawing import fixed, formula, tag
 from gated.lab.explorables.explorable import Explorable
 
 DRAWS, FLAGS = 20, 0.25
@@ -247,17 +247,17 @@ READINGS = {
 def written(v: dict[str, Any], s: dict[str, Any]) -> list[str]:
     """The readings' numbers."""
     mean, (low, high), j = v["mean"], v["rate"], v["marked"]
-    kept = f"{v['first' if v['k'] == 1 else 'two'][j]:.3f}" + (" (first two)" if v["k"] > 2 else "")
+    kept = fixed(v["first" if v["k"] == 1 else "two"][j], 3) + (" (first two)" if v["k"] > 2 else "")
     return [
         f"{v['steps']}" if v["solved"] else f"{LIMIT}, not solved",
         f"{v['messages']}; {v['carried']}; {v['news']}",
-        f"{mean['steps'][0]:.2f}; {100 * mean['solved']:.0f} %",
-        f"{mean['steps'][1]:.2f}; {mean['steps'][2]:.2f}",
-        f"{mean['messages']:.1f}",
-        v["gap"] if isinstance(v["gap"], str) else f"{v['gap']:.1f}",
+        f"{fixed(mean['steps'][0], 2)}; {fixed(100 * mean['solved'], 0)} %",
+        f"{fixed(mean['steps'][1], 2)}; {fixed(mean['steps'][2], 2)}",
+        fixed(mean["messages"], 1),
+        v["gap"] if isinstance(v["gap"], str) else fixed(v["gap"], 1),
         kept,
-        f"{v['soft'][j]:.3f}; {v['slope']:.3f}",
-        (f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}") + f"; {v['reward']:.3f}",
+        f"{fixed(v['soft'][j], 3)}; {fixed(v['slope'], 3)}",
+        (fixed(low, 2) if low == high else f"{fixed(low, 2)} to {fixed(high, 2)}") + f"; {fixed(v['reward'], 3)}",
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gated.lab.explorables import drawing as draw
 from gated.lab.explorables.board_run import AGENTS, LIMIT, SIZE
-from gated.lab.explorables.drawing import rule, tag, text
+from gated.lab.explorables.drawing import fixed, rule, tag, text
 
 BLUE, ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-orange, #c46a00)"
 GREEN, RED, GREY = "var(--gx-green, #00805b)", "var(--gx-red, #c8430a)", "var(--gx-grey, #77808a)"
@@ -206,9 +206,9 @@ def _entry(i: int, j: int, logits: list[float], graph: list[str], there: str) ->
     parts = tag("rect", x=x, y=y, width=WIDE, height=ROW, fill="transparent")
     parts += tag("rect", **box, fill=BLUE, fill_opacity=shade(logit), stroke=GREY, stroke_width=0.5)
     parts += tag("rect", **box, fill="none", stroke=ORANGE, stroke_width=3.5, visibility=seen(kept))
-    number = f"{logit:.1f}".replace("-", "−")
+    number = fixed(logit, 1).replace("-", "−")
     parts += text(number, x + WIDE / 2, y + 21, text_anchor="middle", style="pointer-events: none")
-    return tag("g", parts, visibility=there, data_pick=AGENTS * i + j, style="outline: none")
+    return tag("g", parts, visibility=there, data_pick=AGENTS * i + j)
 
 
 def prices(v: dict[str, Any], s: dict[str, Any], *, n: int, seers: int) -> str:

@@ -14,7 +14,7 @@ from gated.gaussian_moe.model import Gate, GaussianMoE, Rank
 from gated.gaussian_moe.splits import split
 from gated.gaussian_moe.truths import DENSE
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import formula, frac, rule, sup, tag, text
+from gated.lab.explorables.drawing import fixed, formula, frac, rule, sup, tag, text
 from gated.lab.explorables.explorable import Explorable
 
 COLUMNS, ROWS, TOP, BOTTOM = 75, 301, 18, -8
@@ -212,7 +212,7 @@ class CellsExplorable(Explorable):
         title, equation, words = WORDS[v["kind"]]
         numbers = {
             "tv": ("Total variation V of fit and truth", _small(v["tv"])),
-            "exponent": ("Exponent of V in δ, here", "–" if v["exponent"] == "" else f"{v['exponent']:.2f}"),
+            "exponent": ("Exponent of V in δ, here", "–" if v["exponent"] == "" else fixed(v["exponent"], 2)),
             "n": ("Data that show it, about 1/V²", _data(v["tv"])),
         }
         signs = zip(("fit above truth", "fit below truth"), _SIGNS, strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gated.backbones import ResNet
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import formula, frac, rule, tag, text, total
+from gated.lab.explorables.drawing import fixed, formula, frac, rule, tag, text, total
 from gated.lab.explorables.explorable import Explorable
 from gated.polarization.cost import costs
 from gated.polarization.losses import decomposition
@@ -192,7 +192,7 @@ class ConsensusExplorable(Explorable):
         numbers = {
             "parts": ("Lₚₒₗ, its two parts", _parts(v)),
             "off_path": ("Inputs off the majority’s path", _percent(v["off_path"])),
-            "bound": ("Σ dₗ (below 1: bounds the changed answers)", f"{v['bound']:.3f}"),
+            "bound": ("Σ dₗ (below 1: bounds the changed answers)", fixed(v["bound"], 3)),
             "kept": ("Blocks kept (majority)", f"{sum(v['kept'])} of {GATES}"),
             "macs": ("Multiply-adds kept", _percent(v["macs"])),
             "parameters": ("Parameters kept", _percent(v["parameters"])),
@@ -323,8 +323,8 @@ def _status(v: dict[str, Any]) -> str:
 
 
 def _parts(v: dict[str, Any]) -> str:
-    return f"{v['indecision']:.3f} + {v['disagreement']:.3f}"
+    return f"{fixed(v['indecision'], 3)} + {fixed(v['disagreement'], 3)}"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{fixed(100 * share, 1)} %"

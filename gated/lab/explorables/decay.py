@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gated.lab.explorables.decay_weights import LIMITS, SCHEMES, Scheme, decay_matrix, log_gate, max_exponent
-from gated.lab.explorables.drawing import Axis, formula, rule, sup, svg, tag, text
+from gated.lab.explorables.drawing import Axis, fixed, formula, rule, sup, svg, tag, text
 from gated.lab.explorables.explorable import Explorable
 
 SENTENCE = "the cat sat on the mat . then it slept all day . at night it hunted mice in the old barn again ."
@@ -173,7 +173,7 @@ class DecayExplorable(Explorable):
         numbers = {
             "half": ("", _steps(v["half_life"])),
             "onset": ("One piece overflows fp32 from", f"{v['onset']:,} tokens"),
-            "share": ("Weights computed in fp32", f"{100 * v['shares']['diagonal']:.0f}%"),
+            "share": ("Weights computed in fp32", f"{fixed(100 * v['shares']['diagonal'], 0)}%"),
         }
         numbers["half"] = (f"Half-life at “{WORDS[self.state['token']]}”", numbers["half"][1])
         listed = "".join(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import formula, rule, tag, text
+from gated.lab.explorables.drawing import fixed, formula, rule, tag, text
 from gated.lab.explorables.explorable import Explorable
 from gated.ninformer import Network, NiNBlock, Sizes, block_macs, crossover
 from gated.ninformer.model import Kind
@@ -194,9 +194,9 @@ class DialExplorable(Explorable):
         v = self.values()
         net = {
             "changed": ("Tokens without paint that changed", f"{v['changed']} of {sum(v['bare'])}"),
-            "negative": ("Negative gates of this block", f"{100 * v['negative']:.0f} %"),
-            "shuffle": ("A fixed shuffle of the patches moves a probability by up to", f"{v['shuffle']:.2f}"),
-            "accuracy": ("Test accuracy at this λ", f"{100 * v['accuracy']:.1f} %"),
+            "negative": ("Negative gates of this block", f"{fixed(100 * v['negative'], 0)} %"),
+            "shuffle": ("A fixed shuffle of the patches moves a probability by up to", fixed(v["shuffle"], 2)),
+            "accuracy": ("Test accuracy at this λ", f"{fixed(100 * v['accuracy'], 1)} %"),
         }
         hint = "Paint with a finger or the mouse, or with arrow keys and space. Orange frames mark paint."
         below = tag("div", hint, style="font-size: 12.5px; margin-top: .4rem")
@@ -227,7 +227,7 @@ class DialExplorable(Explorable):
         for i, (gate, reach) in enumerate(zip(v["gate"], v["reach"], strict=True)):
             box, fill = _box(_RIGHT, _TOP, _CELL, i, PATCHES), _BLUE if gate >= 0 else _ORANGE
             gates.append(tag("rect", fill=fill, fill_opacity=_shade(abs(gate)), data_gate=i, **box))
-            words = f"{gate:.2f}".replace("-", "−")
+            words = fixed(gate, 2).replace("-", "−")
             gates.append(text(words, box["x"] + 22, box["y"] + 26, text_anchor="middle", data_sign=i))
             box, shade = _box(_LEFT, _BELOW, _CELL, i, PATCHES), _shade(5 * reach)
             changes.append(
@@ -244,14 +244,14 @@ class DialExplorable(Explorable):
                 text(f"{k}", _RIGHT, y + height / 2 + 4),
                 tag("rect", x=float(_PROBABILITY.start), y=y + 2.5, fill=fill, data_bar=k, **size),
                 rule(x, y, x, y + height, faint=False, stroke_width=2, data_was=k),
-                text(f"{p:.2f}", _PROBABILITY.stop + 8, y + height / 2 + 4, data_number=k),
+                text(fixed(p, 2), _PROBABILITY.stop + 8, y + height / 2 + 4, data_number=k),
             ]
         classes.append(text("blue: true class; line: unpainted", _RIGHT, _BELOW + 198, small=True))
         dial = [text("Test accuracy along the dial", _LEFT, 478, strong=True)]
         for value in (0, 0.5, 1):
             x, y = _DIAL(value), _ACCURACY(value)
             dial.append(rule(_DIAL.start, y, _DIAL.stop, y, faint=value > 0))
-            dial.append(text(f"{100 * value:.0f} %", _DIAL.start - 6, y + 4, small=True, text_anchor="end"))
+            dial.append(text(f"{fixed(100 * value, 0)} %", _DIAL.start - 6, y + 4, small=True, text_anchor="end"))
             dial.append(text(f"λ = {value:g}", x, _ACCURACY.start + 16, small=True, text_anchor="middle"))
         points = [(_DIAL(k / 10), _ACCURACY(a)) for k, a in enumerate(self.constants["accuracy"])]
         dial.append(tag("path", d=_path(points), fill="none", stroke=_BLUE, stroke_width=2.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from html import escape
 
 Number = int | float
@@ -37,6 +38,11 @@ class Axis:
         return {"y": min(a, b), "height": abs(a - b)}
 
 
+def fixed(value: Number, digits: int) -> str:
+    """The number with so many decimals as JavaScript's ``toFixed`` writes it: a tie goes away from zero, 12.5 to 13."""
+    return f"{Decimal(value + 0.0).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP):f}"
+
+
 def tag(name: str, *content: str, **attributes: object) -> str:
     """An element; ``_`` in attribute names stands for ``-``, and floats are written with two decimals."""
     written = "".join(
@@ -52,6 +58,12 @@ def text(words: str, x: Number, y: Number, *, small: bool = False, strong: bool 
     weight = {"font_weight": 600, "data_strong": ""} if strong else {}
     size = {"font_size": 10.5, "data_small": "", **_MUTED} if small else {"font_size": "12"}
     return tag("text", escape(words), x=float(x), y=float(y), fill="currentColor", **size, **weight, **attributes)
+
+
+def above(top: Number, line: Number) -> float:
+    """Where a small label over a bar stands: 4 pixels above its top, or above a line that would strike it through."""
+    base = float(top) - 4
+    return line - 3 if base - 9 < line < base + 2 else base
 
 
 def rule(x1: Number, y1: Number, x2: Number, y2: Number, *, faint: bool = True, **attributes: object) -> str:

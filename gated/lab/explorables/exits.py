@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from gated.jeidnn.exits import Causal
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import Axis, formula, rule, tag, text
+from gated.lab.explorables.drawing import Axis, fixed, formula, rule, tag, text
 from gated.lab.explorables.exits_trace import DIGITS, GRID, POLICIES, ExitTrace, Hopeless, measure, strokes
 from gated.lab.explorables.explorable import Explorable
 
@@ -322,7 +322,7 @@ def _place(x: float, y: float, scale: float) -> str:
 
 
 def _two(value: float) -> str:
-    return f"{value + 1e-9:.2f}"  # the same way up at ties as JavaScript
+    return fixed(value, 2)
 
 
 def _percent(value: float, digits: int = 1) -> str:

@@ -103,6 +103,9 @@ function compute(state, deviations, draws) {
   };
 }
 
+// As in drawing.py: over a bar, or over a line that would strike the label through.
+const above = (top, line) => (top - 13 < line && line < top - 2 ? line - 3 : top - 4);
+
 function render({ model, el }) {
   const keys = ["logits", "temperature", "top_k", "noise", "order", "expert"];
   const n = model.get("logits").length;
@@ -115,13 +118,14 @@ function render({ model, el }) {
   const dots = marks("handle"), weights = marks("weight"), weightLabels = marks("weight-label"), spreads = marks("spread");
   const slopes = marks("slope"), slopeLabels = marks("slope-label");
   const loads = marks("load"), loadLabels = marks("load-label"), shares = marks("importance");
-  const heading = fig.one('[data-heading="gradient"]'), column = fig.one("[data-column]"), even = fig.one("[data-even]");
+  const heading = fig.one('[data-heading="gradient"]'), over = fig.one('[data-heading="weights"]'), column = fig.one("[data-column]"), even = fig.one("[data-even]");
   const curves = fig.one("[data-curves]"), curveAt = scale(curves), now = fig.one("[data-now]");
   const { left, right } = curves.dataset, curveX = (step) => +left + ((right - left) * step) / STEPS;
 
   function draw() {
     const state = Object.fromEntries(keys.map((key) => [key, model.get(key)]));
     const v = compute(state, deviations, draws), noisy = state.noise > 0;
+    const level = at.load(state.top_k / n);
     for (let i = 0; i < n; i++) {
       const z = at.logits(state.logits[i]), w = v.weights[i], d = v.gradient[i], x = +dots[i].querySelector("circle").getAttribute("cx");
       put(dots[i].querySelector("line"), { y2: z });
@@ -136,12 +140,12 @@ function render({ model, el }) {
       slopeLabels[i].textContent = d === 0 ? "×" : Math.abs(d) < 0.005 ? "≈0" : d.toFixed(2).replace("-", "−");
       bar(loads[i], at.load, v.load[i]);
       bar(shares[i], at.load, v.importance[i]);
-      put(loadLabels[i], { y: at.load(v.load[i]) - 4 });
+      put(loadLabels[i], { y: above(at.load(v.load[i]), level) });
       loadLabels[i].textContent = (100 * v.load[i]).toFixed(0) + "%";
       if (i === state.expert) put(column, { x: x - column.width.baseVal.value / 2 });
     }
+    over.textContent = noisy ? `Gate weights wᵢ: mean over ${draws.length} draws` : "Gate weights wᵢ";
     heading.textContent = `Gradient ∂wᵢ/∂z${INDEX[state.expert]} (× is none)`;
-    const level = at.load(state.top_k / n);
     put(even, { y1: level, y2: level });
     put(fig.one("[data-even-label]"), { y: level + 3.5 });
     const line = (values) => values.map((y, s) => `${curveX(s).toFixed(2)},${curveAt(y).toFixed(2)}`).join(" ");
@@ -167,7 +171,7 @@ function render({ model, el }) {
   const encode = (tau) => Math.log(tau / TAU_LOW) / Math.log(TAU_RATIO);
   slider(fig, { key: "temperature", label: "Temperature τ", min: 0, max: 1, step: 0.005, decode, encode, show: (v) => String(v) });
   slider(fig, { key: "top_k", label: "Open experts k", min: 1, max: n, step: 1, show: (v) => `${v} of ${n}` });
-  slider(fig, { key: "noise", label: "Noise σ", min: 0, max: 3, step: 0.05, show: (v) => v.toFixed(2) });
+  slider(fig, { key: "noise", label: "Noise ν", min: 0, max: 3, step: 0.05, show: (v) => v.toFixed(2) });
   choice(fig, {
     key: "order", label: "Order of the two steps",
     options: [["topk-softmax", "top-k → softmax"], ["softmax-topk", "softmax → top-k"]],

@@ -21,8 +21,10 @@ from gated.gates import (
 )
 from gated.lab.explorables.drawing import (
     Axis,
+    above,
     callout,
     columns,
+    fixed,
     readings,
     rule,
     svg,
@@ -53,7 +55,7 @@ _BLUE, _GREEN, _ORANGE = "var(--gx-blue, #0072b2)", "var(--gx-green, #00805b)", 
 
 
 def _slope(number: float) -> str:
-    return "×" if number == 0 else "≈0" if abs(number) < 0.005 else f"{number:.2f}".replace("-", "−")
+    return "×" if number == 0 else "≈0" if abs(number) < 0.005 else fixed(number, 2).replace("-", "−")
 
 
 def _draws(seed: int) -> str:
@@ -73,7 +75,7 @@ class GateExplorable(Explorable):
         logits: eight numbers in [-4, 4], which the reader drags.
         temperature: divides the logits; 0.05 to 20.
         k: experts that stay open, 1 to 8.
-        noise: standard deviation σ of the normal noise on the logits, 0 to 3.
+        noise: standard deviation ν of the normal noise on the logits, 0 to 3.
         order: ``"topk-softmax"`` (weights of the open experts sum to 1) or ``"softmax-topk"`` (cut, not renormalised).
         expert: the expert whose logit the gradient is taken with respect to, counted from 0.
         seed: draws the batch's fixed deviations and noise.
@@ -188,10 +190,10 @@ class GateExplorable(Explorable):
         v = self.values()
         title, equation, words = REGIMES[v["regime"]]
         numbers = {
-            "entropy": ("Entropy H(w)", f"{v['entropy']:.2f} nats"),
-            "effective": ("Effective experts exp H", f"{v['effective']:.2f} of 8"),
-            "norm": ("Gradient norm ‖∂w/∂z‖", f"{v['norm']:.3f}"),
-            "imbalance": ("Load imbalance (CV)", f"{v['imbalance']:.2f}"),
+            "entropy": ("Entropy H(w)", f"{fixed(v['entropy'], 2)} nats"),
+            "effective": ("Effective experts exp H", f"{fixed(v['effective'], 2)} of 8"),
+            "norm": ("Gradient norm ‖∂w/∂z‖", fixed(v["norm"], 3)),
+            "imbalance": ("Load imbalance (CV)", fixed(v["imbalance"], 2)),
         }
         key = self._swatch("effective experts ÷ 8", _BLUE) + self._swatch("gradient norm", _GREEN)
         return columns(
@@ -254,7 +256,7 @@ class GateExplorable(Explorable):
             scaffold += [rule(_LEFT, axis(y), right, axis(y), faint=y != 0) for y in ticks]
             return tag("g", *scaffold, *body, data_strip=mark, **axis.data())
 
-        dots, bars, slopes, loads = [], [], [], []
+        dots, bars, slopes, loads, even = [], [], [], [], _LOAD(s["top_k"] / 8)
         for i, (x, z, w, d) in enumerate(zip(centre, s["logits"], v["weights"], v["gradient"], strict=True)):
             open_ = v["high"][i] > 0
             dots.append(
@@ -288,7 +290,7 @@ class GateExplorable(Explorable):
                     visibility="visible" if s["noise"] else "hidden",
                 ),
                 text(
-                    f"{w:.2f}" if w else "0",
+                    fixed(w, 2) if w else "0",
                     x + (12 if s["noise"] else 0),
                     _WEIGHTS(w) - 4,
                     small=True,
@@ -336,15 +338,14 @@ class GateExplorable(Explorable):
                     data_importance=i,
                 ),
                 text(
-                    f"{100 * v['load'][i]:.0f}%",
+                    f"{fixed(100 * v['load'][i], 0)}%",
                     x,
-                    _LOAD(v["load"][i]) - 4,
+                    above(_LOAD(v["load"][i]), even),
                     small=True,
                     text_anchor="middle",
                     data_load_label=i,
                 ),
             ]
-        even = _LOAD(s["top_k"] / 8)
         loads.append(rule(_LEFT, even, right, even, faint=False, stroke_dasharray="4 4", data_even=""))
         loads.append(text("even", right + 3, even + 3.5, small=True, data_even_label=""))
         names = [text(str(i + 1), x, 481, text_anchor="middle") for i, x in enumerate(centre)]
@@ -371,14 +372,14 @@ class GateExplorable(Explorable):
             fill_opacity=0.07,
             data_column="",
         )
-        chosen = _INDICES[s["expert"]]
+        chosen, over = _INDICES[s["expert"]], f": mean over {TOKENS} draws" if s["noise"] else ""
         return svg(
             _WIDTH,
             _HEIGHT,
             "Eight experts side by side: logits, gate weights, gradient and load",
             column,
             strip("logits", _LOGITS, "Logits zᵢ: drag the dots", {-4: "−4", 0: "0", 4: "4"}, dots),
-            strip("weights", _WEIGHTS, "Gate weights wᵢ", {0: "0", 1: "1"}, bars),
+            strip("weights", _WEIGHTS, "Gate weights wᵢ" + over, {0: "0", 1: "1"}, bars),
             strip(
                 "gradient",
                 _GRADIENT,

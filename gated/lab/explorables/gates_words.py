@@ -60,8 +60,9 @@ REGIMES: dict[str, tuple[str, str, str]] = {
     ),
     "noisy": (
         "Noisy",
-        formula("w̄ =", frac("1", "R"), total("r"), "w ( z + σ ε_r )"),
+        formula("w̄ =", frac("1", "R"), total("r"), "w ( z + ν ε_r )"),
         "Each token draws its own noise. Bars are the mean over R = 256 draws, thin lines the middle four fifths. "
+        "Entropy and effective experts are those of one draw, then averaged: with k = 1 each draw opens one. "
         "Near rivals now win at times and get tokens. They get a gradient too, unless it is top-1 then softmax.",
     ),
 }

@@ -148,7 +148,10 @@ function render({ model, el }) {
   slider(fig, { key: "num_experts", label: "Experts E", min: 4, max: 8, step: 1, decode: (v) => 2 ** v, encode: Math.log2 });
   slider(fig, { key: "blocks", label: "Blocks B", min: 1, max: BLOCKS, step: 1 });
   slider(fig, { key: "block", label: "Block T, ms", ...log(0.1, 10, 3) });
-  slider(fig, { key: "dense", label: "Dense T_d, ms", min: 0, max: 5, step: 0.05 });
+  const dense = slider(fig, { key: "dense", label: "Dense Td, ms", min: 0, max: 5, step: 0.05 });
+  dense.previousSibling.textContent = "Dense T";
+  element(dense.previousSibling, "sub", {}, "d");
+  dense.previousSibling.append(", ms");
   slider(fig, { key: "look_ahead", label: "Look-ahead N", min: 1, max: 3, step: 1 });
   slider(fig, { key: "guessed", label: "Right guesses", min: 0, max: 1, step: 0.05, show: (v) => v.toFixed(2) });
   fig.update();

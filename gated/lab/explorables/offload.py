@@ -83,7 +83,7 @@ _REGIMES = {
     "late": (
         "The link never rests",
         formula(_LATE),
-        "The copies take longer than the window W = T + T_d in which they could hide. Now the link alone "
+        "The copies take longer than the window W in which they could hide. Now the link alone "
         "sets the pace.",
     ),
     "deep": (
@@ -252,7 +252,7 @@ class OffloadExplorable(Explorable):
         title, equation, words = _REGIMES[v["regime"]]
         numbers = {
             "copy": ("Copies for a block", f"{fixed(v['copy'])} ms"),
-            "window": ("Window W = T + T_d", f"{fixed(v['window'])} ms"),
+            "window": ("Window W = T + T<sub>d</sub>", f"{fixed(v['window'])} ms"),
             "break_even": ("Hides up to W / F =", f"{fixed(v['break_even'])} experts"),
             "moved": ("Copied for one token", f"{fixed(v['moved'])} MB"),
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from gated.lab.explorables import drawing as draw
 from gated.lab.explorables import particle_flow as flow
 from gated.lab.explorables import particle_marks as art
-from gated.lab.explorables.drawing import formula, rule, sup, tag, text
+from gated.lab.explorables.drawing import fixed, formula, rule, sup, tag, text
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.particle_flow import CAP, POINTS, RADIUS, STEPS, Mode
 from gated.langevinflow.integrators import exact_noise, released_noise
@@ -169,8 +169,8 @@ class ParticleExplorable(Explorable):
             "turns": ("Turns? h²(λ + 2κ)", _turns(v)),
             "period": ("Bins of a turn", _list(v["period"])),
             "memory": ("Bins of memory", _short(v["memory"])),
-            "factor": ("Area × a step; 1 − γ", f"{v['factor']:.4f}; {self.how['a']:.4f}"),
-            "radius": ("Greatest | μ |", f"{v['radius']:.4f}"),
+            "factor": ("Area × a step; 1 − γ", f"{fixed(v['factor'], 4)}; {fixed(self.how['a'], 4)}"),
+            "radius": ("Greatest | μ |", fixed(v["radius"], 4)),
             "law": ("Variances z; v, long run", _list(v["law"])),
             "cloud": ("Variances z; v, now", _list(v["cloud"])),
             "energy": ("Mean energy now; long run", _list([v["energy"], v["rest"]])),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gated.advmoe.exact import ExactMargin, exact_margin
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import formula, rule, tag, text
+from gated.lab.explorables.drawing import fixed, formula, rule, tag, text
 from gated.lab.explorables.explorable import Explorable
 
 SPAN, REACH, WIDEST, GRID = 2, 1.4, 0.6, 48
@@ -178,7 +178,10 @@ class PlaneExplorable(Explorable):
             "exact": ("Exact margin: the smaller one", _signed(v["margin"])),
             "frozen": ("A frozen-route attack reports", _signed(v["frozen"])),
             "off": ("Its error", _error(v["frozen"] - v["margin"])),
-            "share": ("Right places safe: exact, frozen", f"{100 * v['safe']:.0f} %, {100 * v['reported']:.0f} %"),
+            "share": (
+                "Right places safe: exact, frozen",
+                f"{fixed(100 * v['safe'], 0)} %, {fixed(100 * v['reported'], 0)} %",
+            ),
         }
         pale = f"color-mix(in srgb, {_WRONG} 20%, transparent)"
         colours = {"beaten on its own path": _OWN, "only by a flip": _FLIP, "wrong as it is": pale}
@@ -269,7 +272,7 @@ def _margin(margin: float | str) -> str:
 
 
 def _error(gap: float) -> str:
-    return "none" if abs(gap) < 0.005 else f"{abs(gap):.2f} too {'high' if gap > 0 else 'low'}"
+    return "none" if abs(gap) < 0.005 else f"{fixed(abs(gap), 2)} too {'high' if gap > 0 else 'low'}"
 
 
 def _tiles(cells: str) -> list[str]:

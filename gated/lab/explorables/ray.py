@@ -15,7 +15,7 @@ from gated.gaussian_moe.model import GaussianMoE
 from gated.gaussian_moe.truths import TEMPERATURE, temperature_truth
 from gated.kernels.gmoe_em.activations import ACTIVATIONS, ActivationName
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import formula, frac, row, rule, sup, tag, text
+from gated.lab.explorables.drawing import fixed, formula, frac, row, rule, sup, tag, text
 from gated.lab.explorables.explorable import Explorable
 
 NAMES: dict[ActivationName, str] = {
@@ -171,7 +171,7 @@ class RayExplorable(Explorable):
         s, v = self.state, self.values()
         title, equation, words = WORDS[v["regime"]]
         numbers = {
-            "apart": ("The two gates differ by at most", f"{v['apart']:.3f}"),
+            "apart": ("The two gates differ by at most", fixed(v["apart"], 3)),
             "lost": ("Log-likelihood lost at c, in nats", _lost(v["loss"], s["n"])),
             "error": (f"sd of the estimated τ (true τ: {TAU})", _sd(v["sd"][s["activation"]])),
             "needed": ("Points until τ is known to 10%", _points(v["needed"])),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gated.lab.explorables import drawing as draw
-from gated.lab.explorables.drawing import formula, frac, row, rule, sup, tag, text
+from gated.lab.explorables.drawing import fixed, formula, frac, row, rule, sup, tag, text
 from gated.lab.explorables.explorable import Explorable
 from gated.lab.explorables.response_run import MODES, NARROW, SETS, SPAN, STEPS, TARGETS, WIDE, RidgeTuning, draws, run
 
@@ -145,13 +145,13 @@ class ResponseExplorable(Explorable):
     def markup(self) -> str:
         v = self.values()
         numbers = {
-            "now": ("λ and σ now", f"{_signed(v['lam'], 2)}, {v['sigma']:.2f}"),
+            "now": ("λ and σ now", f"{_signed(v['lam'], 2)}, {fixed(v['sigma'], 2)}"),
             "true": ("True hypergradient dLᵥ/dλ", _signed(v["true"], 4)),
             "fitted": ("Hypergradient of the fit", _signed(v["fitted"], 4)),
             "ratio": ("Their ratio, fit / true", _ratio(v["ratio"])),
             "curvature": ("Curvature h along the fit", _signed(v["curvature"], 4)),
             "balance": ("Entropy balance √(τ/h)", _balance(v["balance"])),
-            "losses": ("Validation loss: now, least", f"{v['loss']:.3f}, {v['least']:.3f}"),
+            "losses": ("Validation loss: now, least", f"{fixed(v['loss'], 3)}, {fixed(v['least'], 3)}"),
         }
         key = {"exact response": _BLUE, "STN": _ORANGE, "Δ-STN": _GREEN, "±2σ around λ": "#8885"}
         swatches = "".join(tag("span", words, style=f"--gx-swatch: {colour}") for words, colour in key.items())
@@ -323,7 +323,7 @@ def _signed(number: float, digits: int) -> str:
 
 
 def _balance(sigma: float | str) -> str:
-    return "none" if isinstance(sigma, str) else "over 99" if sigma > 99 else f"{sigma:.2f}"
+    return "none" if isinstance(sigma, str) else "over 99" if sigma > 99 else fixed(sigma, 2)
 
 
 def _ratio(ratio: float | str) -> str:

@@ -174,7 +174,7 @@ function render({ model, el }) {
   slider(fig, { key: "top_k", label: "Experts k", min: 1, max: 4, step: 1 });
   slider(fig, { key: "temperature", label: "Temperature τ", min: 0, max: 1, step: 0.01, decode, encode, show: (v) => String(v) });
   slider(fig, { key: "noise", label: "Noise σ", min: 0, max: 2, step: 0.05, show: (v) => v.toFixed(2) });
-  const parts = { threshold: slider(fig, { key: "threshold", label: "Threshold P, c", min: 0.05, max: 0.95, step: 0.05, show: (v) => v.toFixed(2) }) };
+  const parts = { threshold: slider(fig, { key: "threshold", label: "Threshold P", min: 0.05, max: 0.95, step: 0.05, show: (v) => v.toFixed(2) }) };
   slider(fig, { key: "capacity", label: "Capacity factor", min: 0.25, max: 3, step: 0.25, show: (v) => v.toFixed(2) });
   parts.rate = slider(fig, { key: "rate", label: "Bias step γ", min: 0.001, max: 0.05, step: 0.001, show: (v) => v.toFixed(3) });
   // What the selection does not look at is pale and stands still.

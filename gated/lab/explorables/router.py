@@ -32,6 +32,7 @@ from gated.lab.explorables.drawing import (
     Axis,
     callout,
     columns,
+    fixed,
     formula,
     frac,
     readings,
@@ -87,7 +88,7 @@ WORDS: dict[str, tuple[str, str, str]] = {
     ),
     "dense to sparse": (
         "All experts first, few in the end",
-        formula("w_i = p_i ,", _said("where"), "p_i > c"),
+        formula("w_i = p_i ,", _said("where"), "p_i > P"),
         "Lower the temperature slowly: at first most experts run for each point, in the end one. "
         "How many is decided point by point, and the best one always stays.",
     ),
@@ -132,7 +133,7 @@ class RouterExplorable(Explorable):
         top_k: experts a point, 1 to 4 (where the selection has a k); also the budget behind the capacity.
         temperature: 0.05 to 5.
         noise: standard deviation of the normal noise on the logits, 0 to 2; the map is drawn without it.
-        threshold: P of "top-p", c of "dense to sparse", 0.05 to 0.95.
+        threshold: P, which the sum of weights exceeds in "top-p", and each weight in "dense to sparse"; 0.05 to 0.95.
         capacity: factor on the even share k T / N that an expert may serve, 0.25 to 3.
         priority: who is served first where the capacity binds, one of `PRIORITIES`.
         rate: step of the bias, 0.001 to 0.05.
@@ -318,12 +319,15 @@ class RouterExplorable(Explorable):
         v = self.values()
         title, equation, words = WORDS[v["kind"]]
         numbers = {
-            "agreement": ("Agreement with the clusters (NMI)", f"{v['agreement']:.2f}"),
-            "imbalance": ("Imbalance of the loads (CoV)", f"{v['imbalance']:.2f}"),
+            "agreement": ("Agreement with the clusters (NMI)", fixed(v["agreement"], 2)),
+            "imbalance": ("Imbalance of the loads (CoV)", fixed(v["imbalance"], 2)),
             "dropped": ("Choices dropped (points unserved)", f"{v['dropped']} ({v['unserved']})"),
-            "active": ("Experts a point (of all FLOPs)", f"{v['active']:.2f} ({100 * v['active'] / N:.0f} %)"),
-            "switch": ("Switch loss", f"{v['switch_loss']:.2f}"),
-            "z": ("z loss", f"{v['z_loss']:.2f}"),
+            "active": (
+                "Experts a point (of all FLOPs)",
+                f"{fixed(v['active'], 2)} ({fixed(100 * v['active'] / N, 0)} %)",
+            ),
+            "switch": ("Switch loss", fixed(v["switch_loss"], 2)),
+            "z": ("z loss", fixed(v["z_loss"], 2)),
         }
         hint = "Drag an anchor, or move it by the arrow keys; Page Up and Page Down go to another."
         hint = tag("div", hint, style="font-size: 12.5px; margin-top: .4rem")
@@ -376,7 +380,7 @@ class RouterExplorable(Explorable):
                 bars.append(tag("rect", x=float(_LOAD.start), y=y, width=width, height=15, **look))
             label = f"{v['asked'][i]}"
             if s["selection"] == "sigmoid + bias":
-                label += f", b = {s['bias'][i]:.3f}".replace("-", "−")
+                label += f", b = {fixed(s['bias'][i], 3)}".replace("-", "−")
             bars.append(text(label, _LOAD.stop + 8, y + 12, data_label=i))
         bottom = _ROWS + _ROW * N
         edge = _LOAD(v["limit"])
