@@ -561,3 +561,23 @@ def test_the_inputs_stay_as_they_are():
     before = {name: y.clone() for name, y in given.items()}
     barrier_qp(**given, limit=1)
     assert all((y == before[name]).all() for name, y in given.items())
+
+
+def test_rows_that_are_parallel_to_rounding_hold_like_one():
+    """Where both of two rows that turn by 1e-10 are named, the solution slides along them: no slope is huge."""
+    gen = torch.Generator().manual_seed(0)
+    angle, *place = torch.rand(3, 20_000, generator=gen).double()
+    angle = 2 * math.pi * angle
+    rows = torch.stack([torch.stack([(angle + e).cos(), (angle + e).sin()], -1) for e in (0.0, 1e-10)], 1)
+    rows[::2, 1] *= -1  # beside each other, or from both sides
+    nominal = torch.randn(20_000, 2, generator=gen).double().requires_grad_()
+    bound = (rows * 0.4 * torch.stack(place, -1)[:, None]).sum(-1)
+    answer = barrier_qp(rows.requires_grad_(), bound, limit=1.0, nominal=nominal)
+    both = ((answer.active >= 0) & (answer.active < 2)).all(-1)
+    assert both.sum() > 20
+    slope = torch.randn(20_000, 2, generator=gen).double()
+    to_rows, to_nominal = torch.autograd.grad((answer.u * slope).sum(), (rows, nominal))
+    along = rows.detach()[:, 0].flip(-1) * torch.tensor([-1.0, 1.0]).double()
+    want = (slope * along).sum(-1, keepdim=True) * along
+    torch.testing.assert_close(to_nominal[both], want[both], rtol=1e-6, atol=1e-6)
+    assert to_rows[both].abs().max() < 100
