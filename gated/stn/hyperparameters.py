@@ -178,7 +178,9 @@ class Hyperparameters(nn.Module):
 
     def shift(self, xi: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """raw + sigma xi, where the hyperparameters of a whole batch take the first example's xi for all."""
-        return self.raw + self.scale * torch.where(self.shared, xi[:1], xi)
+        if not all(h.per_example for h in self.all):
+            xi = torch.where(self.shared, xi[:1], xi)
+        return self.raw + self.scale * xi
 
     def values(self, raw: Float[Tensor, "*batch n"] | None = None) -> dict[str, Float[Tensor, "*batch"]]:
         """The value of each hyperparameter, by name; of `self.raw` if none is given.
