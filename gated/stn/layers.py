@@ -102,9 +102,9 @@ class ResponseLayer(nn.Module):
         """e_i + (V u_i) z_i + b_0 + (C u_i) b_1 for out = [e | z] along the axis of the units."""
         e, z = out.chunk(2, dim)  # their gradients become one buffer
         gate, bias = self._gates(raw)
-        if out.ndim > 2:
-            shape = (len(out), -1, *[1] * (out.ndim - 2)) if dim == 1 else (len(out), *[1] * (out.ndim - 2), -1)
-            gate, bias = gate.view(shape), None if bias is None else bias.view(shape)
+        ones = [1] * (out.ndim - 2)
+        shape = (len(out), -1, *ones) if dim == 1 else (len(out), *ones, -1)
+        gate, bias = gate.view(shape), None if bias is None else bias.view(shape)
         return torch.addcmul(e if bias is None else e + bias, gate, z)
 
     def _raw(self, raw: Tensor | None, x: Tensor) -> Tensor:
