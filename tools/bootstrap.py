@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TAGS = ["bootstrap", "hide-cell"]
+TAGS = ["bootstrap", "hide-cell", "nbval-check-output"]  # it prints nothing
 TEXT = """\
 # This cell lets the notebook run alone: where `gated` is missing (Colab, an empty folder), it is installed.
 # GATED_SOURCE may name a checkout or a wheel to take it from. An installed torch stays as it is.

@@ -17,9 +17,10 @@ window.access = (() => {
     for (const part of document.querySelectorAll(inside)) part.remove();
   }
 
-  // axe's own rule of contrast takes most of its time and skips what overlaps: `words` and `curves` look at all.
+  // axe's own rules of contrast take most of its time: on every page `words` and `curves` look at all, also at what
+  // overlaps, and links in a text look alike everywhere.
   async function serious(whole = false) {
-    const rules = { "color-contrast": { enabled: whole } };
+    const rules = { "color-contrast": { enabled: whole }, "link-in-text-block": { enabled: whole } };
     const { violations } = await axe.run(document, { resultTypes: ["violations"], rules });
     return violations.filter((one) => ["serious", "critical"].includes(one.impact))
       .map(({ id, nodes }) => `${id}: ${nodes.length}, first ${nodes[0].html.slice(0, 200)}`);

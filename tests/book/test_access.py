@@ -40,20 +40,24 @@ def opened(browser, site_url):
 
 
 @pytest.mark.parametrize(("scheme", "viewport"), [("light", DESK), ("dark", PHONE)], ids=["light-desk", "dark-phone"])
-def test_axe_finds_nothing_serious(opened, built_site, scheme, viewport):
+def test_nothing_serious_on_any_page(opened, built_site, scheme, viewport):
+    """For axe; and WCAG's 4.5:1 for words (3:1 for large ones), on the page and on the marks of figures, and 3:1 for
+    curves, of the colours that the browser computes."""
     page, faults = None, {}
     for name in pages(built_site):
         page = opened(name, scheme, viewport, page)
-        page.evaluate("access.unfold(); access.fewer()")
+        found = page.evaluate("access.unfold(), { ...access.words(), ...access.curves() }")
+        page.evaluate("access.fewer()")
         page.evaluate(AXE_SCRIPT)
-        if found := page.evaluate("access.serious()"):
+        if found := [*found.items(), *page.evaluate("access.serious()")]:
             faults[name] = found
     assert page is not None and faults == {}
 
 
-def test_axe_finds_nothing_serious_on_a_whole_page(opened):
-    """Nothing is taken out before, and axe looks at the contrast itself."""
-    page = opened("book/gates")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_a_whole_page(opened, scheme):
+    """Nothing is taken out before, and axe looks at the contrast itself, of links in a text too."""
+    page = opened("book/gates", scheme)
     page.evaluate("access.unfold()")
     page.evaluate(AXE_SCRIPT)
     assert page.evaluate("access.serious(true)") == []
@@ -103,18 +107,6 @@ def test_what_is_measured_here_is_noticed(browser):
         seen.append(page.evaluate("access.focused(document.body).seen"))
     assert seen == [False, False, True]
     page.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_and_curves_stand_out(opened, built_site, scheme):
-    """WCAG's 4.5:1 for words (3:1 for large ones), on the page and on the marks of figures, and 3:1 for curves, of the
-    colours that the browser computes."""
-    page, faults = None, {}
-    for name in pages(built_site):
-        page = opened(name, scheme, DESK, page)
-        if found := page.evaluate("access.unfold(), { ...access.words(), ...access.curves() }"):
-            faults[name] = found
-    assert page is not None and faults == {}
 
 
 # By keyboard --------------------------------------------------------------------------------------------------

@@ -150,26 +150,6 @@ def test_the_picture_is_legible_on_a_phone(browser, site_url, scheme):
     context.close()
 
 
-BROKEN = """() => [...document.querySelectorAll('.prev-next-title')].flatMap(e => {
-    const text = e.firstChild, range = document.createRange();
-    return [...text.data.matchAll(/\\S+/g)].filter(word => {
-        range.setStart(text, word.index);
-        range.setEnd(text, word.index + word[0].length);
-        return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1;
-    }).map(word => word[0]); })"""
-
-
-def test_the_links_to_the_next_page_break_no_word_on_a_phone(browser, built_site, site_url):
-    context = browser.new_context(viewport={"width": 375, "height": 812})
-    page, seen = context.new_page(), 0
-    for path in sorted((built_site / "book").glob("*.html")):
-        page.goto(f"{site_url}/book/{path.name}")
-        assert page.evaluate(BROKEN) == [], path.stem
-        seen += page.locator(".prev-next-title").count()
-    assert seen > 20
-    context.close()
-
-
 SHOWN = """first => document.querySelectorAll('#search-results li a').length >= first
     || /finished|did not match/.test(document.querySelector('#search-results .search-summary')?.textContent)"""
 
