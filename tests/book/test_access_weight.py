@@ -7,6 +7,9 @@ The line has 1.6 Mbit/s and 150 ms to each request, the numbers of WebPageTest's
 requests, as here, developer tools take 562.5 ms and 1.44 Mbit/s instead, for the handshakes that it leaves out. A page
 takes two requests before it is painted, itself and its style sheet: on that harsher line 1.1 s are gone before a byte
 of either counts, so it has bounds of its own.
+
+Most of the rest is the browser's work, so the bounds are for a core as `tools/check.py` describes it; on a slower one
+they are as many times longer.
 """
 
 from __future__ import annotations
@@ -135,9 +138,11 @@ def test_pages_are_light(visit, built_site):
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_first_figure_answers_on_a_slow_line(visit, line):
+def test_first_figure_answers_on_a_slow_line(visit, tool, line):
     """Each time is the median of the visits; where two of three are good it is no worse than the slower of them."""
     times, (usual, worst, visits) = {}, BOUNDS[line]
+    slower = tool("check").slowness(1)
+    usual, worst = usual * slower, worst * slower
     for name in CHAPTERS:
         tries: list[float] = []
         while len(tries) < min(2, visits) or (len(tries) < visits and max(tries) > usual):
