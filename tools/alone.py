@@ -41,7 +41,7 @@ def prepare(notebooks: list[Path], folder: Path) -> tuple[list[Path], dict[str, 
         copies.append(own / "an empty folder" / notebook.name)
         copies[-1].parent.mkdir()
         shutil.copyfile(notebook, copies[-1])
-        probe = "import importlib.util, nbformat; print(importlib.util.find_spec('gated'))"
+        probe = "import importlib.util; print(importlib.util.find_spec('gated'))"
         asked = [str(own / PYTHON), "-c", probe]
         found = subprocess.run(asked, cwd=copies[-1].parent, check=True, capture_output=True, text=True).stdout.strip()
         if found != "None":
