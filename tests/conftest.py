@@ -69,6 +69,12 @@ def tool():
 
 
 @pytest.fixture(scope="session")
+def frame(tool) -> float:
+    """A sixtieth of a second, in ms; as many times longer as a core is slower than the one in `tools/check.py`."""
+    return 1000 / 60 * tool("check").slowness(1)
+
+
+@pytest.fixture(scope="session")
 def built_site() -> Path:
     """The folder of the built pages; they are built first when they are not up to date."""
     done = subprocess.run([sys.executable, "tools/book.py"], cwd=ROOT, text=True, capture_output=True)

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.clock  # processes of its own
+pytestmark = pytest.mark.processes
 
 EVERY_MODULE = """
 import importlib, pkgutil, gated

@@ -14,6 +14,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 JUNIT = ROOT / "build" / "junit"
 NOTEBOOK_SECONDS = float(os.environ.get("NOTEBOOK_SECONDS", 90))
 MAY_SKIP = re.compile(r"\b(needs|no) (a |an )?(GPU|CUDA)", re.I)
+BOOK = ("pages: book, warnings are errors", "tools/book.py", "--force")
 NONE = ["tests/nothing-to-run"]  # so that an empty part fails
 TWO = ["-n", "2", "--dist", "loadfile"]  # processes; a file stays in one of them, for what its tests share
 ALONE = {"OMP_NUM_THREADS": "1"}  # for each of two processes: threads that wait for one another's cores wait long
@@ -116,6 +118,8 @@ def tests(pattern: str) -> list[str]:
 
 
 def lint() -> Iterator[Step]:
+    # mypy and the book take a core each, so the book is built beside it where it is asked for too
+    book = ThreadPoolExecutor(1).submit(run, *BOOK) if "pages" in sys.argv[1:] else None
     yield run(
         "lint: ruff",
         "-m",
@@ -127,6 +131,8 @@ def lint() -> Iterator[Step]:
         *(["benchmarks"] if (ROOT / "benchmarks").is_dir() else []),
     )
     yield run("lint: mypy", "-m", "mypy")
+    if book:
+        yield book.result()
 
 
 def bare() -> list[str]:
@@ -225,7 +231,8 @@ def uses_site(path: str) -> bool:
 
 
 def pages() -> Iterator[Step]:
-    yield run("pages: book, warnings are errors", "tools/book.py", "--force")
+    if "lint" not in sys.argv[1:]:
+        yield run(*BOOK)
     try:
         print(f"\nbrowser: {chromium.ensure()}")
     except SystemExit as error:

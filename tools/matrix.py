@@ -3,7 +3,7 @@
 Each condition is one line of `CONDITIONS`. What it really was (versions, threads, decimal sign, instruction set)
 is asked of the interpreter that ran the tests, and `reports/matrix.json` gets one row a condition, so that one of
 them can be run again without the others. `quick` leaves out the tests that took `--below` seconds or longer
-when `make unit` last ran, `unit` runs them all, and `all` adds those that read the clock.
+when `make unit` last ran, `unit` runs them all, and `all` adds those that read the clock or start processes.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def run(name: str, condition: Condition, suite: str, below: float) -> dict[str, 
         listed.write_text("\n".join(f"--deselect={test}" for test in slow(below)), encoding="utf-8")
         arguments.append(f"@{listed.relative_to(ROOT)}")
     bare = check.bare()
-    chosen = "not pages" if suite == "all" else "not pages and not clock"
+    chosen = "not pages" if suite == "all" else "not pages and not clock and not processes"
     steps = [
         check.pytest(
             f"{name}: shapes", "tests", *check.apart(), "-m", chosen, *arguments, python=str(python), **variables

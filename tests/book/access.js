@@ -1,4 +1,4 @@
-// What test_access.py asks of a page.
+// What is asked of a page for whoever reads it otherwise.
 window.access = (() => {
   // What is folded is read too.
   function unfold() {

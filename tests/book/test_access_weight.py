@@ -23,8 +23,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.clock
-
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted(p.stem for p in (ROOT / "book").glob("*.ipynb") if "data-explorable" in p.read_text(encoding="utf-8"))
 TEXT = {".html", ".css", ".js", ".svg"}
@@ -137,6 +135,7 @@ def test_pages_are_light(visit, built_site):
     assert max(totals.values()) < WORST_BYTES, totals
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("line", LINES)
 def test_first_figure_answers_on_a_slow_line(visit, tool, line):
     """Each time is the median of the visits; where two of three are good it is no worse than the slower of them."""

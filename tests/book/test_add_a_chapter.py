@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-pytestmark = pytest.mark.clock  # starts processes
+pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = re.findall(

@@ -24,7 +24,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-pytestmark = pytest.mark.clock
+pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 COLAB = """

@@ -312,7 +312,7 @@ def test_the_full_study_is_cut_into_shards_that_cover_it_once(regimes, limit):
     assert set(study.LIVE["sizes"]) <= set(study.FULL["sizes"])  # live replicates are the first of the stored ones
 
 
-@pytest.mark.clock
+@pytest.mark.processes
 def test_a_killed_worker_and_a_resumed_sweep_give_the_numbers_of_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SHARD", 400)
     given = {"regimes": ["dense", "over", "tanh"], "sizes": [200, 100], "replicates": 4}

@@ -151,7 +151,7 @@ def test_a_dot_is_dragged_by_a_finger(visit, figure):
     ],
     ids=lambda one: one.name,
 )
-def test_a_slider_answers_within_25_ms(visit, figure):
+def test_a_slider_answers_within_a_frame(visit, figure, frame):
     page = visit(figure.html())
     handler, paint = page.evaluate(
         """async () => {
@@ -170,7 +170,7 @@ def test_a_slider_answers_within_25_ms(visit, figure):
     }"""
     )
     print(f"{figure.name}: handler {handler:.1f} ms, to paint {paint:.1f} ms (medians of 41)")
-    assert handler <= 25
+    assert handler <= frame
 
 
 def test_instances_do_not_clash(visit):

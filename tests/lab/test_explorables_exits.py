@@ -417,7 +417,7 @@ def test_a_screen_reader_is_told_once(visit):
 
 
 @pytest.mark.clock
-def test_a_slider_answers_within_25_ms(visit):
+def test_a_slider_answers_within_a_frame(visit, frame):
     page = visit(ExitsExplorable(synthetic_trace(200, 7), hopeless="added").html())
     times = page.evaluate("""async () => {
         const input = document.querySelector('input[data-key=threshold]'), times = [];
@@ -431,7 +431,7 @@ def test_a_slider_answers_within_25_ms(visit):
         }
         return times; }""")
     print(f"{np.median(times):.1f} ms (median of 31, with style and layout)")
-    assert np.median(times) <= 25
+    assert np.median(times) <= frame
 
 
 def test_the_same_file_drives_a_widget(visit):

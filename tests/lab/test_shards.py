@@ -14,7 +14,7 @@ import torch
 
 from gated.lab import shards
 
-pytestmark = pytest.mark.clock
+pytestmark = pytest.mark.processes
 
 
 def moments(seed, size):
