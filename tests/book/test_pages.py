@@ -24,6 +24,7 @@ class Visit:
         self.base = base
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
         self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
         self.errors: list[str] = []
         self.page.on(
             "console",
@@ -83,14 +84,14 @@ def is_whole(visit: Visit, name: str, look: str) -> None:
     if look == "phone":
         assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"], culprits(page)
         assert page.evaluate(BROKEN) == []
-    assert visit.errors == []
+    assert visit.errors == [], name
     page.emulate_media(reduced_motion="reduce")  # what is unfolded would fade in
     page.evaluate(ACCESS)
-    assert page.evaluate("access.unfold(), { ...access.words(), ...access.curves() }") == {}
+    assert page.evaluate("access.unfold(), { ...access.words(), ...access.curves() }") == {}, name
     if look == "desk":
         page.evaluate("access.fewer()")
         page.evaluate(AXE_SCRIPT)
-        assert page.evaluate("access.serious()") == []
+        assert page.evaluate("access.serious()") == [], name
 
 
 @pytest.mark.parametrize("look", LOOKS)
