@@ -7,6 +7,7 @@ passed, M failed`."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 JUNIT = ROOT / "build" / "junit"
 NOTEBOOK_SECONDS = float(os.environ.get("NOTEBOOK_SECONDS", 90))
 MAY_SKIP = re.compile(r"\b(needs|no) (a |an )?(GPU|CUDA)", re.I)
-BOOK = ("pages: book, warnings are errors", "tools/book.py", "--force")
 NONE = ["tests/nothing-to-run"]  # so that an empty part fails
 TWO = ["-n", "2", "--dist", "loadfile"]  # processes; a file stays in one of them, for what its tests share
 ALONE = {"OMP_NUM_THREADS": "1"}  # for each of two processes: threads that wait for one another's cores wait long
@@ -118,8 +118,6 @@ def tests(pattern: str) -> list[str]:
 
 
 def lint() -> Iterator[Step]:
-    # mypy and the book take a core each, so the book is built beside it where it is asked for too
-    book = ThreadPoolExecutor(1).submit(run, *BOOK) if "pages" in sys.argv[1:] else None
     yield run(
         "lint: ruff",
         "-m",
@@ -131,8 +129,6 @@ def lint() -> Iterator[Step]:
         *(["benchmarks"] if (ROOT / "benchmarks").is_dir() else []),
     )
     yield run("lint: mypy", "-m", "mypy")
-    if book:
-        yield book.result()
 
 
 def bare() -> list[str]:
@@ -230,9 +226,14 @@ def uses_site(path: str) -> bool:
     return bool(USES_SITE.search((ROOT / path).read_text(encoding="utf-8")))
 
 
+@functools.cache
+def book() -> Future[Step]:
+    """The build of the book, started by the first who asks."""
+    return ThreadPoolExecutor(1).submit(run, "pages: book, warnings are errors", "tools/book.py", "--force")
+
+
 def pages() -> Iterator[Step]:
-    if "lint" not in sys.argv[1:]:
-        yield run(*BOOK)
+    yield book().result()
     try:
         print(f"\nbrowser: {chromium.ensure()}")
     except SystemExit as error:
@@ -251,6 +252,8 @@ def main() -> int:
         raise SystemExit(f"which parts? {', '.join(parts)}")
     steps: list[Step] = []
     start = time.perf_counter()
+    if {"lint", "pages"} <= set(sys.argv[1:]):
+        book()  # it and mypy take a core each
     try:
         for name in sys.argv[1:]:
             steps += parts[name]()

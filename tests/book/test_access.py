@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
+from built_page import ACCESS, after_tab
 
-ROOT = Path(__file__).resolve().parents[2]
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}
-
-SCRIPT = ROOT / "tests" / "book" / "access.js"
 
 
 @pytest.fixture
@@ -22,7 +18,7 @@ def opened(browser, site_url):
         contexts.append(browser.new_context(color_scheme=scheme, viewport=viewport, reduced_motion="reduce"))
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
-        page.add_init_script(path=SCRIPT)
+        page.add_init_script(script=ACCESS)
         page.goto(f"{site_url}/{name}.html", wait_until="load")
         return page
 
@@ -71,7 +67,7 @@ def test_what_is_measured_here_is_noticed(browser):
     """White on white and on orange, dark on blue, a pale curve, code that no key scrolls, a ring that says nothing."""
     page = browser.new_page()
     page.set_content(FAULTY)
-    page.add_script_tag(path=SCRIPT)
+    page.add_script_tag(content=ACCESS)
     page.evaluate("access.unfold()")
     words = page.evaluate("access.words()")
     assert {key.partition(" ")[0] for key in words} == {"text.a", "text.b", "text.c"}
@@ -87,6 +83,19 @@ def test_what_is_measured_here_is_noticed(browser):
 
 
 # By keyboard --------------------------------------------------------------------------------------------------
+
+
+def test_tab_goes_through_a_whole_page(opened):
+    """From the page's top to its end; what has the focus is always seen, and in the window."""
+    page = opened("book/gates")
+    page.evaluate("access.remember()")
+    wanted, reached = page.evaluate("access.stops(document.body)"), []
+    whole = page.locator("body")
+    while len(reached) < 2 * wanted:
+        if (now := after_tab(page, whole)) is None:
+            break
+        reached.append(now)
+    assert wanted <= len(reached) < 2 * wanted, (wanted, reached[-5:])
 
 
 def test_skip_link_leads_past_the_sidebar(opened):

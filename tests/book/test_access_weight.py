@@ -22,9 +22,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from built_page import CHAPTERS
 
-ROOT = Path(__file__).resolve().parents[2]
-CHAPTERS = sorted(p.stem for p in (ROOT / "book").glob("*.ipynb") if "data-explorable" in p.read_text(encoding="utf-8"))
 TEXT = {".html", ".css", ".js", ".svg"}
 BYTES, WORST_BYTES = 600_000, 1_200_000
 LINES = {
@@ -137,10 +136,9 @@ def test_pages_are_light(visit, built_site):
 
 @pytest.mark.clock
 @pytest.mark.parametrize("line", LINES)
-def test_first_figure_answers_on_a_slow_line(visit, tool, line):
+def test_first_figure_answers_on_a_slow_line(visit, slower, line):
     """Each time is the median of the visits; where two of three are good it is no worse than the slower of them."""
     times, (usual, worst, visits) = {}, BOUNDS[line]
-    slower = tool("check").slowness(1)
     usual, worst = usual * slower, worst * slower
     for name in CHAPTERS:
         tries: list[float] = []

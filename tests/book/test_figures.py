@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 
 import pytest
+from built_page import ACCESS, CHAPTERS, Visit, after_tab
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "tests" / "book" / "access.js"
-CHAPTERS = sorted(p.stem for p in (ROOT / "book").glob("*.ipynb") if "data-explorable" in p.read_text(encoding="utf-8"))
 SLIDERS = "input[type=range][data-key]"
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, indirect=True, scope="module")
@@ -47,16 +44,10 @@ NAMED = """e => e.closest('[aria-hidden=true]') || e.closest('[aria-label]')
 @pytest.fixture(scope="module")
 def chapter(browser, built_site, request):
     """The page of a chapter, opened once for all that is asked of its figures; each test leaves it as it was."""
-    context, faults = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce"), []
-    page = context.new_page()
-    page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.add_init_script(path=SCRIPT)
-    page.goto((built_site / "book" / f"{request.param}.html").as_uri(), wait_until="load")
-    page.wait_for_function("window.MathJax?.startup?.promise?.then(() => document.fonts.ready)")
-    yield page
-    context.close()
-    assert faults == []
+    with Visit(browser, built_site.as_uri(), reduced_motion="reduce") as visit:
+        visit.page.add_init_script(script=ACCESS)
+        yield visit.open(f"book/{request.param}")
+        assert visit.errors == []
 
 
 @each_chapter
@@ -99,16 +90,6 @@ def test_arrow_keys_move_it_and_everything_has_a_name(chapter):
         chapter.evaluate(SET, [slider.element_handle(), first])
 
 
-def after_tab(page, within):
-    """What has the focus after Tab, and shows it; None where nothing within has it."""
-    page.keyboard.press("Tab")
-    now = within.evaluate("one => access.focused(one)")
-    if now is None:
-        return None
-    assert now["seen"], f"the focus cannot be seen on {now['what']}"
-    return now["what"]
-
-
 @each_chapter
 def test_tab_reaches_every_control_and_leaves(chapter):
     chapter.evaluate("access.remember()")
@@ -124,22 +105,6 @@ def test_tab_reaches_every_control_and_leaves(chapter):
         else:
             pytest.fail(f"the keyboard does not leave the figure: {reached[-1]}")
         assert len(reached) >= wanted, (wanted, reached)
-
-
-def test_tab_goes_through_a_whole_page(browser, site_url):
-    """From the page's top to its end; what has the focus is always seen, and in the window."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-    page.add_init_script(path=SCRIPT)
-    page.goto(f"{site_url}/book/gates.html", wait_until="load")
-    page.evaluate("access.remember()")
-    wanted, reached = page.evaluate("access.stops(document.body)"), []
-    whole = page.locator("body")
-    while len(reached) < 2 * wanted:
-        if (now := after_tab(page, whole)) is None:
-            break
-        reached.append(now)
-    assert wanted <= len(reached) < 2 * wanted, (wanted, reached[-5:])
-    page.close()
 
 
 @pytest.mark.clock
